@@ -1,0 +1,180 @@
+"""The command line: verbs, and the one place where errors become lines. Heavy imports stay inside the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from herd import __version__, console
+from herd.console import HerdError
+
+if TYPE_CHECKING:
+    from herd.model.generation import Sampling
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 1 for an error that was explained, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.verb(options) or 0
+    except KeyboardInterrupt:
+        console.terminal.stop()
+        again = " ".join(["herd", *(arguments if arguments is not None else sys.argv[1:])])
+        print(f"\nStopped. What is finished is kept; go on with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except HerdError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if (text := _explain(error)) is None:
+            raise
+        return _fail(text)
+
+
+def _fail(text: str) -> int:
+    console.terminal.stop()
+    for line in text.splitlines():
+        print(f"herd: {line}", file=sys.stderr)
+    return 1
+
+
+def _explain(error: OSError) -> str | None:
+    """The one line for troubles of disks and rights; None for what is a defect of ours."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return f"{where}the disk is full; nothing half-written was published, make room and start again"
+    if error.errno == errno.EDQUOT:
+        return f"{where}the disk quota is used up; nothing half-written was published"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}may not be written ({os.strerror(error.errno).lower()}); choose another folder with --out"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return f"{where}{os.strerror(error.errno).lower()}"
+    return None
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        prog="herd", description="The Llama 3 recipe as software: one recipe file in, a herd of language models out.", allow_abbrev=False
+    )
+    top.add_argument("--version", action="version", version=f"herd {__version__}")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="make what a recipe describes; what is done already is kept")
+    run.set_defaults(verb=_run)
+    run.add_argument("recipe", type=Path, metavar="RECIPE")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--only", metavar="STAGE", help="only this stage, from inputs that are there")
+    run.add_argument("--force", metavar="STAGE", action="append", default=[], help="make this stage anew (may be repeated)")
+    run.add_argument("--member", metavar="NAME", help="only stages of this member, and those that all share")
+    run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/FAMILY)")
+
+    recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
+    check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
+    check.set_defaults(verb=_check)
+    check.add_argument("recipe", type=Path, metavar="RECIPE")
+
+    for name, verb, text in (
+        ("status", _status, "which stages of a run are done"),
+        ("report", _report, "build a run's report.html again"),
+        ("members", _members, "the members of a run, side by side"),
+    ):
+        one = verbs.add_parser(name, help=text)
+        one.set_defaults(verb=verb)
+        one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+        if name == "status":
+            one.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
+
+    for name, verb, text in (
+        ("generate", _generate, "continue a text"),
+        ("chat", _chat, "take turns with a member (a base model continues the transcript)"),
+    ):
+        one = verbs.add_parser(name, help=text)
+        one.set_defaults(verb=verb)
+        one.add_argument("--member", metavar="NAME", required=True)
+        one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+        one.add_argument("--max-tokens", type=int, default=200, metavar="N")
+        one.add_argument("--temperature", type=float, default=0.6, metavar="T", help="0: always the likeliest token")
+        one.add_argument("--top-p", type=float, default=0.9, metavar="P")
+        one.add_argument("--seed", type=int, default=0)
+        if name == "generate":
+            one.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
+    return top
+
+
+def _run(options: argparse.Namespace) -> int:
+    from herd.report import write_report
+    from herd.run import Choice, run_recipe
+
+    choice = Choice(options.until, options.only, tuple(options.force), options.member)
+    run = run_recipe(options.recipe, options.out, choice)
+    page = write_report(run)
+    print(f"report: {page}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from herd.show import print_recipe
+
+    print_recipe(options.recipe)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from herd.show import print_status
+    from herd.run import finished_run
+
+    return print_status(finished_run(options.run), options.verify)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from herd.report import write_report
+    from herd.run import finished_run
+
+    print(f"report: {write_report(finished_run(options.run), anew=True)}")
+    return 0
+
+
+def _members(options: argparse.Namespace) -> int:
+    from herd.show import print_members
+    from herd.run import finished_run
+
+    print_members(finished_run(options.run))
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from herd.deploy.talk import continue_text
+
+    prompt = options.prompt if options.prompt is not None else sys.stdin.read()
+    continue_text(*_member_and_tokenizer(options), prompt, _sampling(options))
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from herd.deploy.talk import chat
+
+    chat(*_member_and_tokenizer(options), options.member, _sampling(options))
+    return 0
+
+
+def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
+    from herd.run import finished_run, member_artifact, published
+
+    run = finished_run(options.run)
+    return member_artifact(run, options.member).path, published(run)["tokenizer"].path
+
+
+def _sampling(options: argparse.Namespace) -> Sampling:
+    from herd.model.generation import Sampling
+
+    return Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed)

@@ -1,0 +1,159 @@
+"""What a document is, raw and curated, and how documents are kept: Parquet that anyone can open.
+
+A document carries its source, licence and retrieval date from the first reader on. `path` is a path or address
+inside its source, never one of the machine that read it, so that two machines write the same artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# A row group is what a reader holds at once: few enough bytes to keep curation's memory flat at any corpus size.
+GROUP_BYTES = 16_000_000
+GROUP_ROWS = 2_000
+
+RAW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("kind", pa.string()),
+        ("media", pa.string()),
+        ("licence", pa.string()),
+        ("retrieved", pa.date32()),
+        ("content", pa.binary()),
+    ]
+)
+CURATED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("kind", pa.string()),
+        ("language", pa.string()),
+        ("licence", pa.string()),
+        ("retrieved", pa.date32()),
+        ("split", pa.string()),
+        ("text", pa.string()),
+        ("bytes", pa.int32()),
+    ]
+)
+DROPS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("step", pa.string()),
+        ("rule", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+class RawDocument(NamedTuple):
+    """What a reader yields: one document as it was found.
+
+    `kind` is code, docs, prose or table (it selects the filters); `media` is html, python, text, markdown, rst or
+    csv (it selects the extraction).
+    """
+
+    path: str
+    kind: str
+    media: str
+    licence: str
+    retrieved: date
+    content: bytes
+
+
+def document_id(source: str, path: str) -> str:
+    """Identity of a document: 16 hexadecimal digits of the SHA-256 of its source and path, not of its content."""
+    return hashlib.sha256(f"{source}\0{path}".encode()).hexdigest()[:16]
+
+
+class Writer:
+    """Writes rows as Parquet, one row group at a time. Use in a `with` block; the file is whole when it ends."""
+
+    def __init__(self, path: Path, schema: pa.Schema, weigh: str | None = None) -> None:
+        """`weigh` names the column whose length decides when a row group is full."""
+        self._schema = schema
+        self._weigh = weigh
+        self._rows: list[Mapping[str, Any]] = []
+        self._bytes = 0
+        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._rows.append(row)
+        self._bytes += len(row[self._weigh]) if self._weigh else 0
+        if self._bytes >= GROUP_BYTES or len(self._rows) >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows, self._bytes = [], 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._file.close()
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file in order, one row group in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def identity(table: pa.Table) -> str:
+    """SHA-256 over a table's values without its `retrieved` column: equal for honest runs on different days.
+
+    Each column is hashed as name, type and length-prefixed values, so that the digest depends neither on how the
+    table is cut into chunks nor on the bytes that some version of Parquet writes.
+    """
+    whole = hashlib.sha256()
+    for field in table.schema:
+        if field.name == "retrieved":
+            continue
+        whole.update(f"{field.name}\0{field.type}\0".encode())
+        whole.update(_column_digest(table.column(field.name)))
+    return whole.hexdigest()
+
+
+def file_identity(path: Path) -> str:
+    """`identity` of a Parquet file, for `Draft.identify`."""
+    return identity(pq.read_table(path, memory_map=True))
+
+
+def _column_digest(column: pa.ChunkedArray) -> bytes:
+    digest = hashlib.sha256()
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), GROUP_ROWS):
+            for value in chunk.slice(start, GROUP_ROWS).to_pylist():
+                data = _value_bytes(value)
+                digest.update(struct.pack("<q", -1 if data is None else len(data)))
+                digest.update(data or b"")
+    return digest.digest()
+
+
+def _value_bytes(value: Any) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, float):
+        return struct.pack("<d", value)
+    return str(value).encode()

@@ -1,0 +1,186 @@
+"""Rules that tell text worth learning from from the rest: lengths, repetition, odd bytes; a profile for each kind.
+
+Repetition limits are Gopher's (Rae et al. 2021, table A1), which the paper names (3.1.1). Web rules applied to all
+alike dropped 80% of technical pages in a pipeline we measured, hence the profiles: code may repeat itself and tables
+are numbers. All counts come from one byte histogram and one pass for words (`words.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from herd.data.words import Tokens, ngrams
+
+
+class Verdict(NamedTuple):
+    """The rule that drops a document: what it measured and where its limit was."""
+
+    rule: str
+    score: float
+    threshold: float
+
+
+class Profile(NamedTuple):
+    """Limits for one kind of document; None switches a rule off."""
+
+    letters: float | None = None  # least share of letters in what is not white space
+    digits: float | None = None  # largest share of digits in it
+    word_length: tuple[float, float] | None = None  # mean bytes of a word
+    line_length: float | None = None  # largest mean bytes of a non-blank line
+    longest_line: float | None = None
+    long_words: float | None = None  # largest share of bytes in words of 60 bytes and more
+    repeated_lines: float | None = None  # largest share of letters in lines that stood in the document before
+    top_ngrams: float | None = None  # factor on Gopher's limits on the most frequent n-gram
+    repeated_ngrams: float | None = None  # factor on Gopher's limits on repeated n-grams
+    generated: bool = False
+
+
+PROFILES = {
+    # Gopher: mean word length 3 to 10, and 80% of words with a letter; bytes of letters are stricter, so 0.6.
+    "prose": Profile(
+        letters=0.6, word_length=(3, 10), repeated_lines=0.2, long_words=0.1, top_ngrams=1, repeated_ngrams=1
+    ),
+    # Manuals hold tables, options and code: shorter words, more signs. References say the same of one function after
+    # another: with Gopher's own limits a fifth of Django's, SQLite's and Apache's manuals would go.
+    "docs": Profile(
+        letters=0.4, word_length=(2.5, 12), repeated_lines=0.4, long_words=0.2, top_ngrams=1.75, repeated_ngrams=3
+    ),
+    # StarCoder (Li et al. 2023, 3.1): no line over 1,000 characters, mean below 100, a quarter letters at least.
+    "code": Profile(
+        letters=0.25,
+        digits=0.35,
+        line_length=100,
+        longest_line=1000,
+        long_words=0.2,
+        repeated_lines=0.6,
+        generated=True,
+    ),
+    "table": Profile(longest_line=5000),
+}
+TOP_NGRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))
+DUPLICATE_NGRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+LONG_WORD_BYTES = 60
+MIN_WORDS_FOR_REPETITION = 50  # shares of a handful of words are noise
+# In a comment that starts a line: docstrings speak of things that are generated, and are not.
+_GENERATED = re.compile(
+    r"^(?:#|//|/?\*)[^\n]{0,120}?(?:\b(?:auto-?|automatically |machine[ -])generated\b|\bgenerated (?:by|from|with)\b"
+    r"|\bdo not (?:edit|modify)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+GENERATED_HEAD = 600  # characters in which a generated file says so
+
+
+def judge(text: str, tokens: Tokens, kind: str, min_bytes: int, max_bytes: int) -> Verdict | None:
+    """The first rule that drops a document of this kind, or None; the two bounds are on its UTF-8 length."""
+    size = len(tokens.data)
+    if size < min_bytes:
+        return Verdict("too_short", size, min_bytes)
+    if size > max_bytes:
+        return Verdict("too_long", size, max_bytes)
+    profile = PROFILES[kind]
+    return (
+        _bytes(tokens, profile)
+        or _lines(tokens, profile)
+        or _words(tokens, profile)
+        or (_generated(text) if profile.generated else None)
+        or repetition(tokens, profile.top_ngrams, profile.repeated_ngrams)
+    )
+
+
+def _bytes(tokens: Tokens, profile: Profile) -> Verdict | None:
+    visible = max(1, tokens.visible)
+    if profile.letters is not None and (share := tokens.letters / visible) < profile.letters:
+        return Verdict("few_letters", share, profile.letters)
+    if profile.digits is not None and (share := tokens.digits / visible) > profile.digits:
+        return Verdict("many_digits", share, profile.digits)
+    return None
+
+
+def _lines(tokens: Tokens, profile: Profile) -> Verdict | None:
+    starts, ends = tokens.line_edges
+    lengths = ends - starts
+    lengths = lengths[lengths > 0]
+    if profile.longest_line is not None and (longest := float(lengths.max(initial=0))) > profile.longest_line:
+        return Verdict("long_line", longest, profile.longest_line)
+    if profile.line_length is not None and len(lengths) and (mean := float(lengths.mean())) > profile.line_length:
+        return Verdict("long_lines", mean, profile.line_length)
+    if profile.repeated_lines is not None:
+        hashes, letters = tokens.line_letters
+        _, first = np.unique(hashes, return_index=True)
+        share = 1 - float(letters[first].sum()) / max(1, int(letters.sum()))
+        if share > profile.repeated_lines:
+            return Verdict("repeated_lines", share, profile.repeated_lines)
+    return None
+
+
+def _words(tokens: Tokens, profile: Profile) -> Verdict | None:
+    starts, ends = tokens.word_edges
+    lengths = ends - starts
+    if profile.long_words is not None:
+        share = float(lengths[lengths >= LONG_WORD_BYTES].sum()) / max(1, tokens.visible)
+        if share > profile.long_words:
+            return Verdict("long_words", share, profile.long_words)
+    if profile.word_length is not None:
+        mean = float(lengths.mean()) if len(lengths) else 0.0
+        low, high = profile.word_length
+        if mean < low:
+            return Verdict("short_words", mean, low)
+        if mean > high:
+            return Verdict("long_words_on_average", mean, high)
+    return None
+
+
+def _generated(text: str) -> Verdict | None:
+    return Verdict("generated", 1.0, 0.0) if _GENERATED.search(text, 0, GENERATED_HEAD) else None
+
+
+def repetition(tokens: Tokens, top: float | None, repeated: float | None) -> Verdict | None:
+    """Gopher's limits on the most frequent n-gram (2 to 4 words) and on repeated ones (5 to 10), by characters.
+
+    `top` and `repeated` are factors on the limits; None switches them off.
+    """
+    words = tokens.words
+    if len(words) < MIN_WORDS_FOR_REPETITION:
+        return None
+    starts, ends = tokens.word_edges
+    lengths = (ends - starts).astype(np.float64)
+    total = float(lengths.sum())
+    for size, gopher in TOP_NGRAMS if top is not None else ():
+        limit = gopher * (top or 1)
+        share = _top_share(words, lengths, size) / total
+        if share > limit:
+            return Verdict(f"top_{size}gram", share, limit)
+        # A frequent 4-gram holds a 2-gram that is as frequent, and about half as long.
+        if share < TOP_NGRAMS[-1][1] * (top or 1) / 4:
+            break
+    for size, gopher in DUPLICATE_NGRAMS if repeated is not None else ():
+        limit = gopher * (repeated or 1)
+        share = _repeated_share(words, lengths, size) / total
+        if share > limit:
+            return Verdict(f"duplicate_{size}gram", share, limit)
+        if share < DUPLICATE_NGRAMS[-1][1] * (repeated or 1):  # words in repeated 10-grams are in repeated 5-grams too
+            break
+    return None
+
+
+def _top_share(words: np.ndarray, lengths: np.ndarray, size: int) -> float:
+    """Characters in the most frequent n-gram, if it stands at least twice."""
+    grams = ngrams(words, size)
+    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
+    best = int(counts.argmax())
+    return float(counts[best] * lengths[first[best] : first[best] + size].sum()) if counts[best] > 1 else 0.0
+
+
+def _repeated_share(words: np.ndarray, lengths: np.ndarray, size: int) -> float:
+    """Characters of words covered by n-grams that stood in the document before."""
+    grams = ngrams(words, size)
+    _, first = np.unique(grams, return_index=True)
+    again = np.ones(len(grams), np.int64)
+    again[first] = 0
+    steps = np.zeros(len(words) + 1, np.int64)
+    steps[: len(grams)] += again
+    steps[size : size + len(grams)] -= again
+    return float(lengths[np.cumsum(steps)[:-1] > 0].sum())

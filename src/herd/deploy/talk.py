@@ -1,0 +1,61 @@
+"""Using a member from the terminal: continue a text, or take turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from herd.infer.engine import Engine
+from herd.model.formats.native import load_native
+from herd.model.generation import Generator, Sampling
+from herd.model.tokenizer import Tokenizer
+
+
+def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, int]:
+    """A member's generator, its tokenizer, and its context in tokens."""
+    network = load_native(model)
+    words = Tokenizer.load(tokenizer)
+    return Engine(network, words), words, network.config.context
+
+
+def continue_text(model: Path, tokenizer: Path, prompt: str, sampling: Sampling) -> None:
+    """Print the prompt and what the model makes of it, piece by piece. Raises HerdError for a prompt that is too long."""
+    generator, words, _ = load_generator(model, tokenizer)
+    pieces = generator.stream(words.encode(prompt, bos=True), sampling)
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:
+    """Take turns until an empty line or the end of input.
+
+    A base model has not learnt to answer: it is shown the transcript, oldest turns left out where it grows longer
+    than the context, and continues it with one paragraph.
+    """
+    generator, words, context = load_generator(model, tokenizer)
+    print(f"{name} is a base model: it continues the transcript, it has not learnt to answer. An empty line ends the chat.")
+    turns: list[str] = []
+    sampling = replace(sampling, stop=("\n\n", "\nUser:"))
+    while True:
+        try:
+            said = input("you: ").strip()
+        except EOFError:
+            print()
+            return
+        if not said:
+            return
+        turns.append(f"User: {said}\n\nAssistant:")
+        room = context - min(sampling.max_tokens, context // 2)
+        prompt = words.encode("".join(turns), bos=True)
+        while len(prompt) > room and len(turns) > 1:
+            turns.pop(0)
+            prompt = words.encode("".join(turns), bos=True)
+        answer = ""
+        print(f"{name}:", end="", flush=True)
+        for piece in generator.stream(prompt, replace(sampling, seed=sampling.seed + len(turns))):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        turns[-1] += f"{answer}\n\n"

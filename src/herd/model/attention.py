@@ -1,0 +1,79 @@
+"""Causal grouped-query attention behind one function, by the fastest correct path for the device.
+
+torch's CPU attention kernel took 29% of a training step at T = 256 (head dim 16, one thread); explicit attention in
+128-row causal blocks with float32 softmax took 46% of its time, and skips the masked upper half that a single
+explicit product would compute. Beyond 1,024 tokens the kernel wins again.
+
+Shape suffixes: B batch, H heads, K key-value heads, G query heads a key-value head, T queries, S keys, E head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK_ROWS = 128
+BLOCKED_UP_TO = 1024
+
+
+def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of T queries, the last T of S positions; key-value head j serves query heads j*H/K .. (j+1)*H/K-1.
+
+    `mask` (bool, True = may attend, shape (B, 1, T, S)) replaces the causal mask; it must itself be causal.
+    Returns (B, H, T, E) in q's dtype.
+    """
+    queries, keys = q_BHTE.shape[2], k_BKSE.shape[2]
+    k, v = k_BKSE.to(q_BHTE.dtype), v_BKSE.to(q_BHTE.dtype)
+    if q_BHTE.device.type == "cpu" and q_BHTE.requires_grad and queries == keys <= BLOCKED_UP_TO:
+        return _BlockedAttention.apply(q_BHTE, k, v, mask)
+    if mask is None and 1 < queries < keys:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """Blocks of 128 query rows against the keys up to the block's end; the probabilities are kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None) -> Tensor:
+        out_BHTE, blocks = torch.empty_like(q_BHTE), []
+        wide = torch.promote_types(q_BHTE.dtype, torch.float32)
+        for start in range(0, q_BHTE.shape[2], BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
+            scores = (_grouped(q_BHTE, k_BKTE, start, end) @ k_BKTE[:, :, :end].mT).to(wide)
+            scores_BKGTS = scores.unflatten(2, (-1, end - start)).mul_(q_BHTE.shape[-1] ** -0.5)
+            if mask is None:
+                scores_BKGTS += torch.full((end - start, end), -torch.inf).triu(start + 1)
+            else:
+                scores_BKGTS.masked_fill_(~mask[:, :, None, start:end, :end], -torch.inf)
+            probabilities = torch.softmax(scores, -1).to(q_BHTE.dtype)
+            out_BHTE[:, :, start:end] = (probabilities @ v_BKTE[:, :, :end]).view_as(out_BHTE[:, :, start:end])
+            blocks.append(probabilities)
+        ctx.save_for_backward(q_BHTE, k_BKTE, v_BKTE, *blocks)
+        return out_BHTE
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q_BHTE, k_BKTE, v_BKTE, *blocks = ctx.saved_tensors
+        d_out, scale = gradients[0], q_BHTE.shape[-1] ** -0.5
+        wide = torch.promote_types(q_BHTE.dtype, torch.float32)
+        dq, dk, dv = torch.empty_like(q_BHTE), torch.zeros_like(k_BKTE, dtype=wide), torch.zeros_like(v_BKTE, dtype=wide)
+        for index, probabilities in enumerate(blocks):
+            start = index * BLOCK_ROWS
+            end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
+            d_rows, q_rows = _grouped(d_out, k_BKTE, start, end), _grouped(q_BHTE, k_BKTE, start, end)
+            dv[:, :, :end] += probabilities.mT @ d_rows
+            weighted = (d_rows @ v_BKTE[:, :, :end].mT).to(wide) * probabilities
+            d_scores = torch.addcmul(weighted, probabilities, weighted.sum(-1, keepdim=True), value=-1).mul_(scale).to(q_BHTE.dtype)
+            dq[:, :, start:end] = (d_scores @ k_BKTE[:, :, :end]).view_as(dq[:, :, start:end])
+            dk[:, :, :end] += d_scores.mT @ q_rows
+        return dq, dk.to(k_BKTE.dtype), dv.to(v_BKTE.dtype), None
+
+
+def _grouped(x_BHTE: Tensor, k_BKSE: Tensor, start: int, end: int) -> Tensor:
+    """Rows start..end of the query heads that share a key-value head, as one matrix: (B, K, G * rows, E)."""
+    batch, kv_heads = k_BKSE.shape[:2]
+    return x_BHTE[:, :, start:end].reshape(batch, kv_heads, -1, x_BHTE.shape[-1])

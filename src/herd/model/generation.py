@@ -1,0 +1,71 @@
+"""The generator protocol: what may ask for text from a model without knowing where the model runs.
+
+Plain values only; importing this needs no torch. `infer/engine.py` implements it on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from herd.console import HerdError
+
+StopReason = Literal["end", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. The defaults are the released reference code's (spec 12.1).
+
+    temperature 0 is greedy and ignores the rest. `top_k` keeps that many tokens (0: all), then `top_p` keeps the
+    most probable tokens until their mass reaches it. `stop` ends the text before the first of these strings.
+    Raises HerdError naming a value that is out of range.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 0
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (0 <= self.temperature < float("inf"), "a finite number from 0 up"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (no limit) or more"),
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise HerdError(f"sampling: {name} is {getattr(self, name)!r}; it must be {expected}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a generator made of one prompt.
+
+    `ids` are all tokens drawn, a stop token included; `text` leaves the stop token and a stop string out.
+    `logprobs` (nats, one for each id) are under the model's own distribution, before temperature, top-k and top-p.
+    `stop_reason`: "end" a stop token, "stop" a stop string, "length" max_tokens, "context" the context is full.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason
+
+
+class Generator(Protocol):
+    """Anything that continues token prompts."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """One completion for each prompt, in order. Equal prompts of one call get random streams of their own."""
+        ...
+
+    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
+        """Pieces of one completion's text as they become certain; joined they equal `Completion.text`."""
+        ...

@@ -1,0 +1,172 @@
+"""Byte-level BPE as Llama 3 has it (spec 2.5, 2.6): trained with rustbpe, encoded with tiktoken.
+
+Ids 0 .. n-1 are byte sequences in merge order, the special tokens follow. Text that looks like a special token is
+ordinary text: a special token enters a sequence by its id only, so that no document or user can forge one.
+Writing and reading tokenizers is in `formats/tokenizer_files.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import rustbpe
+import tiktoken
+from numpy.typing import NDArray
+
+from herd.console import HerdError
+
+PATTERN_NAME = "llama3"
+PATTERN = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word, with the one character before it
+        r"\p{N}{1,3}",  # digits in threes
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # symbols
+        r"\s*[\r\n]+",  # line ends with what is blank before them
+        r"\s+(?!\S)",  # blanks, leaving the last one to the word after them
+        r"\s+",
+    )
+)
+NAMED_SPECIALS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+)
+STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+FULL_VOCABULARY = 128_000  # from here on Llama 3's 256 special tokens; below, 16: rows cost more in a small model
+PIECE_CHARACTERS = 400_000  # the released code's guards against the split pattern's stack and quadratic merging
+RUN_CHARACTERS = 25_000
+_LONG_RUN = re.compile(rf"(?<!\S)\S{{{RUN_CHARACTERS + 1},}}|(?<!\s)\s{{{RUN_CHARACTERS + 1},}}")
+
+
+def special_tokens(vocab_size: int) -> tuple[str, ...]:
+    """Names of the special tokens of a vocabulary of this size (specials included), in id order."""
+    count = 256 if vocab_size >= FULL_VOCABULARY else 16
+    reserved = (f"<|reserved_special_token_{2 + i}|>" for i in range(count - len(NAMED_SPECIALS)))
+    return (*NAMED_SPECIALS, *reserved)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    `ranks` maps each byte sequence to its id and holds all 256 single bytes; `specials` take the ids after them.
+    """
+
+    def __init__(self, ranks: Mapping[bytes, int], specials: Sequence[str]) -> None:
+        self.ranks = dict(ranks)
+        self.special = {name: len(ranks) + index for index, name in enumerate(specials)}
+        self.vocab_size = len(ranks) + len(self.special)
+        self.bos_id = self.special["<|begin_of_text|>"]
+        self.eos_id = self.special["<|end_of_text|>"]
+        self.pad_id = self.special["<|finetune_right_pad_id|>"]
+        self.stop_ids = frozenset(self.special[name] for name in STOP_TOKENS)
+        ordered = sorted(self.ranks, key=self.ranks.__getitem__)
+        self._bytes = [*ordered, *(name.encode() for name in specials)]
+        self._tiktoken = tiktoken.Encoding(
+            PATTERN_NAME, pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
+        )
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Token ids of a text; no special token but the asked-for `bos` and `eos`.
+
+        A lone surrogate, which UTF-8 cannot say, becomes U+FFFD.
+        """
+        ids = [token for piece in _pieces(text) for token in self._tiktoken.encode_ordinary(piece)]
+        return [*([self.bos_id] if bos else []), *ids, *([self.eos_id] if eos else [])]
+
+    def encode_documents(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.int32]]:
+        """Token ids of many texts, one int32 array each, without BOS and EOS; equal to `encode` of each."""
+        pieces = [list(_pieces(text)) for text in texts]
+        flat = [piece for some in pieces for piece in some]
+        if threads > 1:
+            encoded = iter(self._tiktoken.encode_ordinary_batch(flat, num_threads=threads))
+        else:
+            encoded = map(self._tiktoken.encode_ordinary, flat)
+        parts = (np.array(ids, dtype=np.int32) for ids in encoded)
+        return [np.concatenate([next(parts) for _ in some]) for some in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of token ids. Raises HerdError for an id outside the vocabulary."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of one token, a special token's name in UTF-8. Raises HerdError for an id outside the vocabulary."""
+        if not 0 <= token < self.vocab_size:
+            raise HerdError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        return self._bytes[token]
+
+    def save(self, folder: Path) -> None:
+        """Write Meta's and Hugging Face's files into a folder, see `formats/tokenizer_files.py`."""
+        from herd.model.formats.tokenizer_files import save_tokenizer
+
+        save_tokenizer(self, folder)
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Inverse of `save`. Raises HerdError naming a missing or damaged file."""
+        from herd.model.formats.tokenizer_files import load_tokenizer
+
+        return load_tokenizer(folder)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn merges from texts until the vocabulary, specials included, has `vocab_size` tokens.
+
+    The same texts in the same or another order give the same merges, on any number of threads.
+    Raises HerdError where the vocabulary has no room for the 256 bytes, or the text has too few pairs to merge.
+    """
+    specials = special_tokens(vocab_size)
+    merged = vocab_size - len(specials)
+    if merged < 256:
+        raise HerdError(f"tokenizer: vocab_size {vocab_size} is below {256 + len(specials)}, the bytes and specials")
+    trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue] (an extension without stubs)
+    trainer.train_from_iterator((_encodable(text) for text in texts), merged, pattern=PATTERN)
+    learned = cast(list[tuple[bytes, int]], trainer.get_mergeable_ranks())
+    if len(learned) < merged:
+        raise HerdError(
+            f"tokenizer: the text gives only {len(learned) - 256} merges; "
+            f"set vocab_size to at most {len(learned) + len(specials)}, or add text"
+        )
+    return Tokenizer({bytes(token): rank for token, rank in learned}, specials)
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates replaced, as encoding does."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text as the released code does: every 400,000 characters, and in runs of over 25,000 of one kind.
+
+    At least one piece, which is empty for an empty text.
+    """
+    for start in range(0, max(1, len(text)), PIECE_CHARACTERS):
+        piece = text[start : start + PIECE_CHARACTERS]
+        begin = 0
+        if len(piece) > RUN_CHARACTERS:
+            for run in _LONG_RUN.finditer(piece):
+                for cut in range(run.start() + RUN_CHARACTERS, run.end(), RUN_CHARACTERS):
+                    yield piece[begin:cut]
+                    begin = cut
+        yield piece[begin:]

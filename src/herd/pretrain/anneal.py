@@ -1,0 +1,87 @@
+"""Annealing: the learning rate falls linearly to zero on a mix of better sources, and checkpoints are averaged (paper 3.4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from safetensors.torch import save_file
+
+from herd.artifact import Artifact, Draft
+from herd.data.loader import derive_seed
+from herd.data.shards import load_shards
+from herd.evaluate.perplexity import score_documents
+from herd.evidence import Claim, write_claims
+from herd.model.formats.native import build, load_native, save_native
+from herd.pretrain.initial import plan_facts, write_training
+from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan
+from herd.recipe import Compute, Pretrain, Section
+from herd.train.average import average_checkpoints
+from herd.train.hardware import choose_hardware
+from herd.train.loop import Plan, train
+from herd.train.objective import next_token
+from herd.train.optim import Schedule
+
+
+class AnnealSettings(Section):
+    seed: int
+    member: str
+    pretrain: Pretrain
+    max_documents: int
+    hardware: dict[str, str]
+    threads: int
+    compute: Compute = Field(exclude=True)
+
+
+def anneal(settings: AnnealSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+    """Stage: anneal inputs["model"]; the member's final weights are the mean of evenly spaced checkpoints.
+
+    `tokens` of the recipe, or else `share` of initial pre-training's (inputs["pretrain"]), sets the length.
+    """
+    rules = settings.pretrain.anneal
+    assert rules is not None
+    shards = load_shards(inputs["shards"].path)
+    initial = inputs["pretrain"].json("training.json")
+    model = load_native(inputs["model"].path)
+    config, hardware = model.config, choose_hardware(settings.compute)
+    model.to(hardware.device)
+    sequences = max(1, round(initial["batch_tokens"] / config.context))
+    tokens = rules.tokens or (rules.share or 0.1) * initial["tokens"]
+    steps = max(rules.checkpoints, round(tokens / (sequences * config.context)))
+    rate = initial["learning_rate"]["final"]
+    plan = TrainingPlan(
+        config,
+        (Stretch(steps, sequences, config.context),),
+        Schedule(rate, 0.0, 0, steps, linear=True),
+        steps * sequences * config.context * config.train_flops_per_token(),
+    )
+    weights = {kind: weight for kind, weight in rules.upsample.items() if kind in shards.streams}
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), weights)
+    moments = [round(steps * (i + 1) / rules.checkpoints) for i in range(rules.checkpoints)]
+    kept = [out.work / f"average-{step}.safetensors" for step in moments]
+
+    def keep(step: int) -> None:
+        weights_now = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+        partial = out.work / "average.partial"
+        save_file(weights_now, partial)
+        partial.replace(out.work / f"average-{step}.safetensors")
+
+    title = f"{settings.member}: annealing"
+    state = train(
+        model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work, moments, keep
+    )
+    averaged = build(config, average_checkpoints(kept)).to(hardware.device)
+    save_native(out.folder, config, averaged.state_dict())
+    write_training(out, state, plan_facts(plan, shards))
+    scores = {
+        label: score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
+        for label, candidate in (("last", model), ("average", averaged))
+    }
+    count, name = len(scores["last"].ids), settings.member
+    write_claims(
+        out.folder / "claims.json",
+        [
+            Claim(f"{name}.anneal.loss-{label}", f"held-out loss of {name} after annealing, {what}", s.nats_per_token, "nats/token", count, "held-out documents")
+            for (label, s), what in zip(scores.items(), ("last checkpoint", f"mean of {rules.checkpoints} checkpoints"), strict=True)
+        ],
+    )  # fmt: skip

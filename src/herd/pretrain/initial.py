@@ -1,0 +1,121 @@
+"""Initial pre-training of a member, exactly as the ladder trained its cells, and what it measured against the forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field, field_serializer
+
+from herd.artifact import Artifact, Draft, canonical_json
+from herd.console import HerdError
+from herd.data.loader import derive_seed
+from herd.data.shards import Shards, load_shards
+from herd.evaluate.perplexity import DocumentLosses, score_documents
+from herd.evidence import Claim, write_claims
+from herd.model.config import ModelConfig
+from herd.model.formats.native import save_native
+from herd.model.transformer import Transformer, init_weights
+from herd.pretrain.plan import PlannedBatches, TrainingPlan, member_plan
+from herd.recipe import Compute, Member, Pretrain, Scaling, Section
+from herd.scaling.forecast import Forecast
+from herd.train.hardware import Hardware, choose_hardware
+from herd.train.loop import Plan, TrainState, train
+from herd.train.objective import next_token
+
+
+class InitialSettings(Section):
+    seed: int
+    member: Member
+    scaling: Scaling
+    pretrain: Pretrain
+    max_documents: int
+    hardware: dict[str, str]
+    threads: int
+    compute: Compute = Field(exclude=True)
+
+    @field_serializer("member")
+    def _without_role(self, member: Member) -> dict[str, Any]:
+        return member.model_dump(exclude={"role"})
+
+    @field_serializer("scaling")
+    def _only_what_counts(self, scaling: Scaling) -> dict[str, Any]:
+        return scaling.model_dump(exclude={"budgets_flops", "forecast_flops", "confidence", "cells_per_budget", "extra_cells", "expected_optimum"})
+
+
+def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+    """Stage: train a member from scratch. The forecast is among the inputs, so its hash, and with it that it was
+    written before this training, is part of this artifact's key.
+    """
+    if settings.member.from_ != "scratch":
+        raise HerdError(f"member.{settings.member.name}.from: '{settings.member.from_}' is not allowed here; allowed: 'scratch'")
+    shards = load_shards(inputs["shards"].path)
+    found = Forecast.from_dict(inputs["forecast"].json("forecast.json"))
+    plan = member_plan(settings.scaling, settings.pretrain, settings.member, shards.vocab_size, found)
+    assert plan is not None
+    hardware = choose_hardware(settings.compute)
+    model = new_model(plan.config, derive_seed(settings.seed, "init"), hardware)
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
+    state = train(
+        model,
+        next_token,
+        batches,
+        Plan(plan.steps, plan.schedule, settings.pretrain.optimizer),
+        hardware,
+        f"{settings.member.name}: initial pre-training",
+        out.work,
+    )
+    save_native(out.folder, plan.config, model.state_dict())
+    losses = score_documents(model, shards.heldout, plan.config.context, hardware.dtype, settings.max_documents)
+    write_training(out, state, plan_facts(plan, shards))
+    write_claims(out.folder / "claims.json", _claims(settings.member, losses, plan, found))
+
+
+def new_model(config: ModelConfig, seed: int, hardware: Hardware) -> Transformer:
+    """A network with initial weights drawn from the seed; the draws are made on the CPU so that devices agree."""
+    model = Transformer(config)
+    init_weights(model, torch.Generator().manual_seed(seed))
+    return model.to(hardware.device)
+
+
+def plan_facts(plan: TrainingPlan, shards: Shards) -> dict[str, Any]:
+    """What was planned, for people and for later stages: `training.json`."""
+    return {
+        "parameters": plan.config.parameters,
+        "matmul_parameters": plan.config.matmul_parameters,
+        "tokens": plan.tokens,
+        "epochs": plan.tokens / shards.train_tokens,
+        "steps": plan.steps,
+        "flops": plan.flops,
+        "batch_tokens": plan.stretches[-1].sequences * plan.stretches[-1].context,
+        "learning_rate": {"peak": plan.schedule.peak, "final": plan.schedule(plan.steps - 1), "warmup_steps": plan.schedule.warmup},
+    }
+
+
+def write_training(out: Draft, state: TrainState, facts: dict[str, Any]) -> None:
+    """Write `metrics.jsonl` and `training.json`; how long it took goes beside them, unhashed."""
+    rows = "".join(canonical_json(row) + "\n" for row in state.metrics)
+    (out.folder / "metrics.jsonl").write_text(rows)
+    out.write_json("training.json", facts)
+    speed = state.tokens / max(state.seconds, 1e-9)
+    (out.recorded / "speed.json").write_text(canonical_json({"seconds": state.seconds, "tokens_per_second": speed}))
+
+
+def _claims(member: Member, losses: DocumentLosses, plan: TrainingPlan, found: Forecast) -> list[Claim]:
+    n, of = len(losses.ids), "held-out documents"
+    loss = losses.nats_per_token
+    claims = [Claim(f"{member.name}.pretrain.loss", f"held-out loss of {member.name} after initial pre-training", loss, "nats/token", n, of)]
+    if member.size == "forecast" and member.tokens == "optimal":
+        expected = found.loss_of_size(plan.config.matmul_parameters)
+        claims.append(
+            Claim(
+                f"{member.name}.forecast.error",
+                f"measured loss of {member.name} over the forecast made before it was trained, minus one",
+                loss / expected - 1,
+                "fraction",
+                n,
+                of,
+            )
+        )
+    return claims

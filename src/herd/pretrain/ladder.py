@@ -1,0 +1,175 @@
+"""The IsoFLOP ladder: sizes around the expected optimum at each budget, and more sizes until each minimum is bracketed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_serializer
+
+from herd.artifact import Artifact, Draft, canonical_json, write_atomically
+from herd.console import HerdError, progress, say
+from herd.data.loader import derive_seed
+from herd.data.shards import load_shards
+from herd.evaluate.perplexity import score_documents
+from herd.evidence import Claim, write_claims
+from herd.pretrain.initial import new_model
+from herd.pretrain.plan import PlannedBatches, TrainingPlan, candidate_sizes, model_config, plan_budget
+from herd.recipe import Compute, Pretrain, Scaling, Section, Size
+from herd.scaling.isoflop import Cell, is_bracketed, lowest
+from herd.train.hardware import choose_hardware, cores
+from herd.train.loop import Plan, train
+from herd.train.objective import next_token
+from herd.train.workers import Workers
+
+
+class LadderSettings(Section):
+    """`compute.threads` does not count here: ladder cells always use one thread."""
+
+    seed: int
+    scaling: Scaling
+    pretrain: Pretrain
+    max_documents: int
+    hardware: dict[str, str]
+    compute: Compute = Field(exclude=True)
+
+    @field_serializer("scaling")
+    def _only_what_counts(self, scaling: Scaling) -> dict[str, Any]:
+        return scaling.model_dump(exclude={"forecast_flops", "confidence"})
+
+
+def ladder(settings: LadderSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+    """Stage: train the cells; writes `cells.json` (a row a cell) and `curves.json` (their training losses).
+
+    Finished cells are kept in the draft's work folder, so a stopped ladder goes on where it was.
+    """
+    shards = load_shards(inputs["shards"].path)
+    sizes = candidate_sizes(settings.scaling)
+    counts = [model_config(s, settings.pretrain, shards.vocab_size).matmul_parameters for s in sizes]
+    if counts != sorted(counts):
+        raise HerdError("scaling.grid: sizes must go from small to large")
+    rows = _Rows(out.work)
+    processes = settings.compute.processes or cores()
+    with Workers(processes) as workers, progress("ladder: cells") as bar:
+        pending: dict[Future[Any], None] = {}
+        asked: dict[float, set[int]] = {b: set() for b in settings.scaling.budgets_flops}
+
+        def ask(budget: float, index: int) -> None:
+            asked[budget].add(index)
+            if not rows.has(budget, sizes[index]):
+                pending[workers.submit(train_cell, settings, inputs["shards"].path, sizes[index], budget, rows.path(budget, sizes[index]))] = None
+
+        for budget in sorted(asked, reverse=True):  # the longest first, so that no worker idles at the end
+            for index in first_cells(counts, settings.scaling, budget):
+                ask(budget, index)
+        while pending or any(_widen(settings.scaling, asked, counts, rows, sizes, ask)):
+            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                del pending[future]
+            bar.total = sum(map(len, asked.values()))
+            bar.update(bar.total - len(pending), f"{bar.total - len(pending)} of {bar.total:.0f}")
+    cells = [rows.read(b, sizes[i]) for b in sorted(asked) for i in sorted(asked[b])]
+    _publish(out, cells)
+
+
+def _publish(out: Draft, cells: list[dict[str, Any]]) -> None:
+    out.write_json("cells.json", [{k: v for k, v in c.items() if k not in ("curve", "seconds")} for c in cells])
+    out.write_json("curves.json", [{"budget_flops": c["budget_flops"], "parameters": c["parameters"], "curve": c["curve"]} for c in cells])
+    (out.recorded / "seconds.json").write_text(canonical_json([c["seconds"] for c in cells]))
+    write_claims(
+        out.folder / "claims.json",
+        [
+            Claim(f"ladder.{c['budget_flops']:.3g}.{c['parameters']}.loss", f"held-out loss of {c['parameters']:,} parameters "
+                  f"trained with {c['budget_flops']:.3g} FLOPs", c["loss"], "nats/token", c["documents"], "held-out documents")
+            for c in cells
+        ],
+    )  # fmt: skip
+
+
+def first_cells(counts: list[int], scaling: Scaling, budget: float) -> list[int]:
+    """Indices of the sizes a budget starts with: the nearest ones around its expected optimum."""
+    width = min(scaling.cells_per_budget, len(counts))
+    expected = scaling.expected_optimum
+    if expected is None:
+        centre = (len(counts) - 1) * sorted(scaling.budgets_flops).index(budget) / max(1, len(scaling.budgets_flops) - 1)
+    else:
+        target = math.log(expected.parameters * (budget / expected.flops) ** expected.exponent)
+        centre = min(range(len(counts)), key=lambda i: abs(math.log(counts[i]) - target))
+    start = min(max(0, round(centre) - width // 2), len(counts) - width)
+    return list(range(start, start + width))
+
+
+def _widen(scaling: Scaling, asked: dict[float, set[int]], counts: list[int], rows: _Rows, sizes: list[Size], ask: Any) -> list[bool]:
+    """Ask for one more size at each budget whose lowest loss lies at the edge; says so. True for each asked."""
+    more = []
+    for budget, indices in asked.items():
+        ordered = sorted(indices)
+        cells = [Cell(budget, counts[i], 0, rows.read(budget, sizes[i])["loss"]) for i in ordered]
+        extra = len(ordered) - scaling.cells_per_budget
+        if is_bracketed(cells) or extra >= scaling.extra_cells:
+            continue
+        index = ordered[0] - 1 if lowest(cells) == 0 else ordered[-1] + 1
+        if 0 <= index < len(counts):
+            say(f"ladder: at {budget:.3g} FLOPs the lowest loss is at the edge of the sizes; adding {counts[index]:,} parameters")
+            ask(budget, index)
+            more.append(True)
+    return more
+
+
+class _Rows:
+    """Results of finished cells, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, budget: float, size: Size) -> Path:
+        return self._folder / f"cell-{budget:.4g}-{size.layers}x{size.dim}.json"
+
+    def has(self, budget: float, size: Size) -> bool:
+        return self.path(budget, size).exists()
+
+    def read(self, budget: float, size: Size) -> dict[str, Any]:
+        return json.loads(self.path(budget, size).read_text())
+
+
+def train_cell(settings: LadderSettings, shards_path: Path, size: Size, budget: float, result: Path) -> None:
+    """Train and score one cell (in a worker); writes its row to `result`.
+
+    All cells start from one seed and see the same windows in the same order, so that sizes differ by size alone.
+    """
+    shards = load_shards(shards_path)
+    config = model_config(size, settings.pretrain, shards.vocab_size)
+    plan = plan_budget(config, settings.pretrain, budget)
+    hardware = choose_hardware(settings.compute)
+    model = new_model(config, derive_seed(settings.seed, "init"), hardware)
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
+    title = f"  {config.matmul_parameters / 1e6:.3f}M at {budget:.2g} FLOPs"
+    state = train(model, next_token, batches, Plan(plan.steps, plan.schedule, settings.pretrain.optimizer), hardware, title)
+    losses = score_documents(model, shards.heldout, config.context, hardware.dtype, settings.max_documents)
+    row = _row(size, plan, budget) | {
+        "loss": losses.nats_per_token,
+        "bits_per_byte": losses.bits_per_byte,
+        "documents": len(losses.ids),
+        "curve": [[m["step"], m["loss"]] for m in state.metrics],
+        "seconds": state.seconds,
+    }
+    write_atomically(result, canonical_json(row))
+
+
+def _row(size: Size, plan: TrainingPlan, budget: float) -> dict[str, Any]:
+    return {
+        "budget_flops": budget,
+        "layers": size.layers,
+        "dim": size.dim,
+        "parameters": plan.config.matmul_parameters,
+        "tokens": plan.tokens,
+        "steps": plan.steps,
+        "batch_tokens": plan.stretches[0].sequences * plan.stretches[0].context,
+        "learning_rate": plan.schedule.peak,
+        "spent_flops": plan.flops,
+    }

@@ -1,0 +1,78 @@
+"""The long-context step: the same network on longer sequences, its RoPE wavelengths stretched (paper 3.4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pydantic import Field
+
+from herd.artifact import Artifact, Draft
+from herd.data.loader import derive_seed
+from herd.data.shards import load_shards
+from herd.evaluate.perplexity import score_documents
+from herd.evidence import Claim, write_claims
+from herd.model.formats.native import build, load_native, save_native
+from herd.pretrain.initial import plan_facts, write_training
+from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, long_context_scaling
+from herd.recipe import Compute, Pretrain, Section
+from herd.train.hardware import choose_hardware
+from herd.train.loop import Plan, train
+from herd.train.objective import next_token
+from herd.train.optim import Schedule
+
+
+class LongContextSettings(Section):
+    seed: int
+    member: str
+    pretrain: Pretrain
+    max_documents: int
+    hardware: dict[str, str]
+    threads: int
+    compute: Compute = Field(exclude=True)
+
+
+def long_context(settings: LongContextSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+    """Stage: continue inputs["pretrain"] at the long context, at the learning rate that initial pre-training ended with.
+
+    Measures the loss at the long context before (RoPE stretched or not, whichever the network does better with) and after.
+    """
+    long = settings.pretrain.long_context
+    assert long is not None
+    shards = load_shards(inputs["shards"].path)
+    before = inputs["pretrain"].json("training.json")
+    hardware = choose_hardware(settings.compute)
+    source = load_native(inputs["pretrain"].path)
+    config = source.config.stretched(long.context_tokens, long_context_scaling(settings.pretrain))
+    model = build(config, source.state_dict()).to(hardware.device)
+    unstretched = build(replace(config, rope_scaling=None), source.state_dict()).to(hardware.device)
+
+    sequences = max(1, round(before["batch_tokens"] / long.context_tokens))
+    steps = max(1, round(long.share * before["tokens"] / (sequences * long.context_tokens)))
+    rate = before["learning_rate"]["final"]
+    plan = TrainingPlan(
+        config,
+        (Stretch(steps, sequences, long.context_tokens),),
+        Schedule(rate, rate, max(1, steps // 20), steps),
+        steps * sequences * long.context_tokens * config.train_flops_per_token(),
+    )
+
+    def score(candidate):  # type: ignore[no-untyped-def]
+        losses = score_documents(candidate, shards.heldout, long.context_tokens, hardware.dtype, settings.max_documents)
+        return losses.nats_per_token, len(losses.ids)
+
+    start = min(score(model)[0], score(unstretched)[0])
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"))
+    title = f"{settings.member}: context {long.context_tokens}"
+    state = train(model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work)
+    save_native(out.folder, config, model.state_dict())
+    write_training(out, state, plan_facts(plan, shards))
+    after, count = score(model)
+    name, at = settings.member, f"held-out loss of {settings.member} in windows of {long.context_tokens} tokens"
+    write_claims(
+        out.folder / "claims.json",
+        [
+            Claim(f"{name}.long-context.loss-before", f"{at}, before the long-context step", start, "nats/token", count, "held-out documents"),
+            Claim(f"{name}.long-context.loss", f"{at}, after it", after, "nats/token", count, "held-out documents"),
+        ],
+    )

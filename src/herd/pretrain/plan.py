@@ -1,0 +1,179 @@
+"""What a recipe means for one network: its shape, batch, learning rate and steps, each by a rule that can be printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from herd.console import HerdError
+from herd.data.loader import Batch, Loader, derive_seed
+from herd.data.shards import Shards
+from herd.model.config import ModelConfig, RopeScaling, ffn_width
+from herd.recipe import Member, Pretrain, Scaling, Size, TokenCount
+from herd.scaling.forecast import Forecast
+from herd.train.optim import Schedule
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of constant shape: `steps` batches of `sequences` rows of `context` tokens."""
+
+    steps: int
+    sequences: int
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.sequences * self.context
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Initial pre-training of one network. `flops` is what its tokens cost, by `ModelConfig.train_flops_per_token`."""
+
+    config: ModelConfig
+    stretches: tuple[Stretch, ...]
+    schedule: Schedule
+    flops: float
+
+    @property
+    def steps(self) -> int:
+        return sum(s.steps for s in self.stretches)
+
+    @property
+    def tokens(self) -> int:
+        return sum(s.tokens for s in self.stretches)
+
+
+def model_config(size: Size, pretrain: Pretrain, vocab_size: int) -> ModelConfig:
+    """The network of a size; what the size leaves out follows from `[pretrain.architecture]`."""
+    rules = pretrain.architecture
+    heads = size.heads or max(1, size.dim // rules.head_dim)
+    kv_heads = size.kv_heads or max(k for k in range(1, heads + 1) if heads % k == 0 and (k == 1 or k * rules.queries_per_kv_head <= heads))
+    return ModelConfig(
+        layers=size.layers,
+        dim=size.dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn_dim=size.ffn_dim or ffn_width(size.dim, rules.ffn_ratio, rules.ffn_multiple_of),
+        vocab_size=vocab_size,
+        head_dim=rules.head_dim,
+        context=pretrain.context_tokens,
+        tied_embeddings=rules.tied_embeddings,
+        rope_theta=rules.rope_theta,
+        norm_eps=rules.norm_eps,
+    )
+
+
+def candidate_sizes(scaling: Scaling) -> list[Size]:
+    """Sizes the ladder may train, small to large. Raises HerdError for an empty grid."""
+    if not scaling.grid:
+        raise HerdError("scaling.grid: empty; list the sizes to train, small to large, as {layers = .., dim = ..}")
+    return scaling.grid
+
+
+def forecast_size(parameters: float, scaling: Scaling, pretrain: Pretrain, vocab_size: int) -> Size:
+    """The network nearest to a forecast number of parameters, in the ratio of the two.
+
+    Widths and depths are those between neighbours of the grid: the depth of either, the width in steps of a head.
+    """
+    grid = sorted(candidate_sizes(scaling), key=lambda s: s.dim)
+    step = pretrain.architecture.head_dim
+    widths = range(grid[0].dim, 2 * grid[-1].dim + 1, step)
+    depths = range(min(s.layers for s in grid), 2 * max(s.layers for s in grid) + 1)
+    aspect = [s.dim / s.layers for s in grid]
+
+    def distance(size: Size) -> tuple[float, float]:
+        count = model_config(size, pretrain, vocab_size).matmul_parameters
+        shape = size.dim / size.layers
+        outside = max(0.0, math.log(min(aspect) / shape), math.log(shape / max(aspect)))
+        return abs(math.log(count / parameters)) + 10 * outside, abs(shape - grid[-1].dim / grid[-1].layers)
+
+    return min((Size(layers=layers, dim=dim) for dim in widths for layers in depths), key=distance)
+
+
+def plan_budget(config: ModelConfig, pretrain: Pretrain, flops: float, peak: float | None = None) -> TrainingPlan:
+    """Spend a budget on a network: tokens = FLOPs / FLOPs a token. Raises HerdError where that is not one step."""
+    return plan_tokens(config, pretrain, flops / config.train_flops_per_token(), flops, peak)
+
+
+def plan_tokens(config: ModelConfig, pretrain: Pretrain, tokens: float, flops: float, peak: float | None = None) -> TrainingPlan:
+    """Train a network on a number of tokens; `flops` sets the batch by the recipe's rule."""
+    stretches = tuple(_stretches(config, pretrain, tokens, flops))
+    steps = sum(s.steps for s in stretches)
+    if steps < 1:
+        raise HerdError(f"{tokens:,.0f} tokens are less than one batch; raise the budget or lower pretrain.batch.tokens")
+    rate = pretrain.learning_rate
+    scale = math.sqrt(rate.reference_dim / config.dim) if rate.reference_dim and peak is None else 1.0
+    top = (peak or rate.peak) * scale
+    warmup = rate.warmup_steps or max(1, round(rate.warmup_share * steps))
+    schedule = Schedule(top, rate.final_share * top, warmup, rate.cosine_steps or steps)
+    spent = sum(s.tokens for s in stretches) * config.train_flops_per_token()
+    return TrainingPlan(config, stretches, schedule, spent)
+
+
+def _stretches(config: ModelConfig, pretrain: Pretrain, tokens: float, flops: float) -> Iterator[Stretch]:
+    batch = pretrain.batch
+    if not batch.ramp:
+        wanted = batch.tokens * ((flops / batch.reference_flops) ** batch.exponent if batch.reference_flops else 1.0)
+        sequences = max(1, round(wanted / config.context))
+        yield Stretch(int(tokens / (sequences * config.context)), sequences, config.context)
+        return
+    ends = [step.after_tokens for step in batch.ramp[1:]] + [tokens]
+    for step, end in zip(batch.ramp, ends, strict=True):
+        rows = max(1, round(step.tokens / step.context_tokens))
+        share = min(end, tokens) - step.after_tokens
+        if share > 0:
+            yield Stretch(round(share / (rows * step.context_tokens)), rows, step.context_tokens)
+
+
+def member_plan(
+    scaling: Scaling, pretrain: Pretrain, member: Member, vocab_size: int, found: Forecast | None
+) -> TrainingPlan | None:
+    """Plan of a member, or None where it needs a forecast that is not there yet.
+
+    Optimal tokens of a given size are those of the budget whose optimal size it is, by the ladder's power law.
+    """
+    if isinstance(member.size, Size):
+        config = model_config(member.size, pretrain, vocab_size)
+    elif found is None:
+        return None
+    else:
+        config = model_config(forecast_size(found.parameters, scaling, pretrain, vocab_size), pretrain, vocab_size)
+    if isinstance(member.tokens, TokenCount):
+        tokens = member.tokens.count
+    elif found is None:
+        return None
+    else:
+        if member.size == "forecast":
+            budget = found.budget_flops
+        else:
+            budget = found.size_law.inverse(config.matmul_parameters)
+        tokens = budget / config.train_flops_per_token() * (1.0 if member.tokens == "optimal" else member.tokens)
+    flops = tokens * config.train_flops_per_token()
+    return plan_tokens(config, pretrain, tokens, flops, member.peak_learning_rate)
+
+
+def long_context_scaling(pretrain: Pretrain) -> RopeScaling:
+    """RoPE scaling of the long-context step: by how much the context grows, unless the recipe names a factor."""
+    long = pretrain.long_context
+    assert long is not None
+    factor = long.rope_factor or long.context_tokens / pretrain.context_tokens
+    return RopeScaling(factor, long.low_freq_factor, long.high_freq_factor, pretrain.context_tokens)
+
+
+class PlannedBatches:
+    """Batches of a plan's stretches one after the other, by step."""
+
+    def __init__(self, shards: Shards, stretches: tuple[Stretch, ...], seed: int, weights: dict[str, float] | None = None) -> None:
+        self._loaders: list[tuple[int, Loader]] = []
+        first = 0
+        for index, s in enumerate(stretches):
+            loader = Loader(shards.streams, s.context, s.sequences, s.steps, derive_seed(seed, index), shards.bos_id, weights)
+            self._loaders.append((first, loader))
+            first += s.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        first, loader = next((f, batches) for f, batches in reversed(self._loaders) if f <= step)
+        return loader[step - first]

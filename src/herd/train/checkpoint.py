@@ -1,0 +1,73 @@
+"""Saving and restoring the state of a training run, so that a killed run goes on bit for bit.
+
+Weights and optimizer moments are safetensors, the rest is JSON with the tensors' SHA-256, written last: a checkpoint
+counts only when that marker is there and its hash holds. The newest that counts is used.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from herd.artifact import canonical_json, file_sha256, write_atomically
+from herd.console import warn
+
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
+    """Write the state after `step` steps; older checkpoints but the last are deleted. `extra` must be JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = folder / f"step-{step:09d}.safetensors"
+    save_file({**_weights(model), **_moments(model, optimizer)}, tensors)
+    marker = {"schema": 1, "step": step, "sha256": file_sha256(tensors), "extra": extra}
+    write_atomically(tensors.with_suffix(".json"), canonical_json(marker))
+    for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
+    """Restore the newest checkpoint that is whole; (steps done, extra), or None where there is none.
+
+    A damaged one is named in a warning and the one before it is used.
+    """
+    for marker in sorted(folder.glob("step-*.json"), reverse=True):
+        tensors = marker.with_suffix(".safetensors")
+        state = json.loads(marker.read_text())
+        if not tensors.is_file() or file_sha256(tensors) != state["sha256"]:
+            warn(f"{tensors}: does not match its checksum; using the checkpoint before it")
+            continue
+        _restore(load_file(tensors), model, optimizer)
+        return state["step"], state["extra"]
+    return None
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {f"model.{name}": value.detach().contiguous() for name, value in model.named_parameters()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in tensors
+            }
+            if parameter.device.type == "cuda":  # the fused optimizer keeps its step count beside the weights
+                optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].to(parameter.device)

@@ -1,0 +1,136 @@
+"""The only training loop: next-token today, the other objectives by the same steps.
+
+A step is: batch, forward and backward over its micro-batches (losses weighted by tokens), clip, AdamW. The state is
+checkpointed by the clock and restored bit for bit, so a killed run ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from herd.console import HerdError, progress
+from herd.data.loader import Batch
+from herd.model.transformer import Transformer
+from herd.recipe import Optimizer
+from herd.train.checkpoint import load_checkpoint, save_checkpoint
+from herd.train.hardware import Hardware
+from herd.train.objective import Objective
+from herd.train.optim import Schedule, adamw
+
+CHECKPOINT_EVERY_SECONDS = 30.0
+LOG_POINTS = 400
+
+
+class Batches(Protocol):
+    """Batches by step: a Loader, or anything that gives the same batch for the same step."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: `steps` steps over `batches`, at most `micro_sequences` rows at a time through the network."""
+
+    steps: int
+    schedule: Schedule
+    optimizer: Optimizer
+    micro_sequences: int = 64
+
+
+@dataclass
+class TrainState:
+    """What a run has to show: its metrics so far (one row a log point) and the seconds it took."""
+
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    model: Transformer,
+    objective: Objective,
+    batches: Batches,
+    plan: Plan,
+    hardware: Hardware,
+    title: str,
+    checkpoints: Path | None = None,
+    at: Sequence[int] = (),
+    on_reach: Callable[[int], None] | None = None,
+) -> TrainState:
+    """Train `model` in place; returns its metrics.
+
+    `checkpoints`: folder to save to and resume from. `on_reach(step)` is called after each number of steps in `at`
+    (also again after a resume, with the same weights). Metrics hold nothing that depends on the clock.
+    Raises HerdError on a loss that is not finite, naming the step.
+    """
+    optimizer = adamw(model, plan.optimizer)
+    state, done = TrainState(), 0
+    if checkpoints and (found := load_checkpoint(checkpoints, model, optimizer)):
+        done, extra = found
+        state = TrainState(**extra)
+    saved = started = time.monotonic()
+    before = state.seconds
+    log_every = max(1, plan.steps // LOG_POINTS)
+    pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+    model.train()
+    with progress(title, plan.steps) as bar:
+        while done < plan.steps:
+            pending.append(_step(model, objective, batches[done], optimizer, plan, done, hardware))
+            done += 1
+            if done % log_every == 0 or done == plan.steps:
+                _log(state, pending, done, plan.schedule(done - 1), title)
+                state.seconds = before + time.monotonic() - started
+                rate = state.tokens / state.seconds
+                bar.update(done, f"loss {state.metrics[-1]['loss']:.3f}  {rate:,.0f} tokens/s")
+            if on_reach and done in at:
+                on_reach(done)
+            if checkpoints and not pending and time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                save_checkpoint(checkpoints, done, model, optimizer, _plain(state))
+                saved = time.monotonic()
+    state.seconds = before + time.monotonic() - started
+    return state
+
+
+def _step(
+    model: Transformer, objective: Objective, batch: Batch, optimizer: Any, plan: Plan, step: int, hardware: Hardware
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """One optimizer step; mean loss, gradient norm before clipping, tokens."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.schedule(step)
+    optimizer.zero_grad(set_to_none=True)
+    tokens, total = batch.targets.size, torch.zeros((), device=hardware.device)
+    for part in _micro_batches(batch, plan.micro_sequences):
+        loss = objective(model, part, hardware.dtype) / tokens
+        loss.backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.clip_norm)
+    optimizer.step()
+    return total, norm, tokens
+
+
+def _micro_batches(batch: Batch, rows: int) -> Iterable[Batch]:
+    for start in range(0, len(batch.inputs), rows):
+        cut = np.s_[start : start + rows]
+        yield Batch(batch.inputs[cut], batch.targets[cut], batch.documents[cut])
+
+
+def _log(state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]], step: int, rate: float, title: str) -> None:
+    loss = float(torch.stack([row[0] for row in pending]).mean())
+    norm = float(torch.stack([row[1] for row in pending]).mean())
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise HerdError(f"{title}: loss {loss}, gradient norm {norm} at step {step}; lower pretrain.learning_rate.peak")
+    state.tokens += sum(row[2] for row in pending)
+    state.metrics.append({"step": step, "tokens": state.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
+    pending.clear()
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    return {"metrics": state.metrics, "tokens": state.tokens, "seconds": state.seconds}

@@ -1,0 +1,131 @@
+"""An export is proved before it is published, and refused where the proof fails."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from herd.artifact import Artifact, find, publish
+from herd.console import HerdError
+from herd.deploy import export as export_module
+from herd.deploy.export import ExportSettings, export
+from herd.model.config import ModelConfig
+from herd.model.formats.native import load_native, save_native
+from herd.model.tokenizer import Tokenizer, train_tokenizer
+from herd.model.transformer import Transformer
+
+CONFIG = ModelConfig(2, 48, 4, 2, 96, 400, 12, 64, tied_embeddings=True)
+TEXT = (pathlib.Path(os.__file__).parent / "argparse.py").read_text()
+KEY = "0" * 64
+
+
+def published(run, stage, write) -> Artifact:
+    with publish(run, stage, KEY, {}, {}) as draft:
+        write(draft)
+    artifact = find(run, stage, KEY)
+    assert artifact is not None
+    return artifact
+
+
+def model_of(config, scale=0.2):
+    torch.manual_seed(0)
+    model = Transformer(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, scale)
+    return model
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    tokenizer = train_tokenizer([TEXT], 400)
+    held = {"tokens": np.array(tokenizer.encode(TEXT[:8000]), dtype=np.uint16)}
+    return {
+        "model": published(tmp_path, "model", lambda d: save_native(d.folder, CONFIG, model_of(CONFIG).state_dict())),
+        "tokenizer": published(tmp_path, "tokenizer", lambda d: tokenizer.save(d.folder)),
+        "shards": published(tmp_path, "shards", lambda d: save_file(held, d.folder / "heldout.safetensors")),
+    }
+
+
+def run(inputs, tmp_path, **settings):
+    return published(tmp_path, "export", lambda draft: export(ExportSettings(**settings), inputs, draft))
+
+
+def test_an_export_loads_elsewhere_and_says_what_rounding_costs(inputs, tmp_path):
+    artifact = run(inputs, tmp_path, parity_tokens=300)
+    report = artifact.json("parity.json")["formats"]["huggingface"]
+    assert report["after_rounding"] == {"tokens": 300, "max_abs_logit_error": 0, "kl_nats": 0, "top1_agreement": 1}
+    cost = report["against_float32"]
+    assert 0 < cost["max_abs_logit_error"] < 1 and 0 < cost["kl_nats"] < 0.05 and 0.9 < cost["top1_agreement"] <= 1
+
+    folder = artifact.path / "huggingface"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = Tokenizer.load(inputs["tokenizer"].path)
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT[:150])["input_ids"][:64]
+    assert ids == tokenizer.encode(TEXT[:150], bos=True)[:64]
+    source = load_native(inputs["model"].path)
+    with torch.no_grad():
+        rounded = Transformer(CONFIG)
+        rounded.load_state_dict({name: w.bfloat16().float() for name, w in source.state_dict().items()})
+        torch.testing.assert_close(theirs(torch.tensor([ids])).logits, rounded(torch.tensor([ids])), atol=1e-4, rtol=0)
+
+
+def test_the_figures_are_those_of_a_plain_computation(inputs):
+    source, other = load_native(inputs["model"].path), model_of(CONFIG, 0.2)
+    with torch.no_grad():
+        other.norm.weight.add_(0.05)
+    tokens = torch.tensor(Tokenizer.load(inputs["tokenizer"].path).encode(TEXT[:600]))[:100]
+    found = export_module.parity(source, other, tokens)
+    with torch.no_grad():
+        p, q = (torch.cat([m(part[None])[0] for part in tokens.split(64)]).double() for m in (source, other))
+    kl = (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean()
+    assert found.tokens == 100
+    assert found.kl_nats == pytest.approx(float(kl), rel=1e-3)
+    assert found.max_abs_logit_error == pytest.approx(float((p - q).abs().max()), rel=1e-5)
+    assert found.top1_agreement == float((p.argmax(-1) == q.argmax(-1)).double().mean())
+
+
+@pytest.mark.parametrize("tensor", ["layers.1.attention.wk.weight", "norm.weight", "tok_embeddings.weight"])
+def test_damaged_weights_are_not_published(tensor, inputs, tmp_path, monkeypatch):
+    honest = export_module.write_huggingface
+
+    def damaging(folder, config, state, tokenizer, dtype):
+        state = {name: weight.clone() for name, weight in state.items()}
+        state[tensor].view(-1)[:40] *= 1.05
+        honest(folder, config, state, tokenizer, dtype)
+
+    monkeypatch.setattr(export_module, "write_huggingface", damaging)
+    with pytest.raises(HerdError, match=rf"huggingface: .*{tensor}.* not published"):
+        run(inputs, tmp_path)
+    assert find(tmp_path, "export", KEY) is None
+
+
+def test_a_model_that_bfloat16_ruins_is_not_published(inputs, tmp_path):
+    """Logits in the hundreds: rounding then moves them by whole nats."""
+    model = model_of(CONFIG, 1.0)
+    with torch.no_grad():
+        model.norm.weight.mul_(30)
+    ruined = published(tmp_path, "ruined", lambda d: save_native(d.folder, CONFIG, model.state_dict()))
+    with pytest.raises(HerdError, match=r"bfloat16 costs .* nats a token"):
+        run({**inputs, "model": ruined}, tmp_path)
+
+
+def test_inputs_that_do_not_belong_together_are_refused(inputs, tmp_path):
+    other = published(tmp_path, "other", lambda d: train_tokenizer([TEXT], 300).save(d.folder))
+    with pytest.raises(HerdError, match="the tokenizer has 300 tokens, the model 400 rows"):
+        run({**inputs, "tokenizer": other}, tmp_path)
+    foreign = {"tokens": np.array([3, 400])}
+    shards = published(tmp_path, "foreign", lambda d: save_file(foreign, d.folder / "heldout.safetensors"))
+    with pytest.raises(HerdError, match="outside the model's vocabulary of 400"):
+        run({**inputs, "shards": shards}, tmp_path)
+
+
+def test_no_text_is_an_error(inputs, tmp_path):
+    nothing = {"tokens": np.zeros(0, np.int32)}
+    empty = published(tmp_path, "empty", lambda d: save_file(nothing, d.folder / "heldout.safetensors"))
+    with pytest.raises(HerdError, match="no tokens"):
+        run({**inputs, "shards": empty}, tmp_path)

@@ -1,0 +1,62 @@
+"""Draws follow the distribution that was asked for."""
+
+import pytest
+import torch
+
+from herd.console import HerdError
+from herd.infer.sampling import draw, probabilities, random_stream
+from herd.model.generation import Sampling
+
+LOGITS = torch.randn(20, generator=torch.Generator().manual_seed(0)) * 1.5
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_frequencies_match_the_softmax(temperature):
+    sampling, stream, draws = Sampling(temperature, top_p=1.0), random_stream(3, 0), 6000
+    counts = torch.bincount(torch.tensor([draw(LOGITS, sampling, stream) for _ in range(draws)]), minlength=20)
+    expected = (LOGITS.double() / temperature).softmax(-1) * draws
+    common = expected >= 5  # the chi-square approximation needs some of each; the rest is one cell
+    seen = torch.cat((counts[common], counts[~common].sum()[None]))
+    due = torch.cat((expected[common], expected[~common].sum()[None]))
+    chi_square = ((seen - due) ** 2 / due.clamp(min=1e-9)).sum()
+    assert chi_square < 43.8  # the 99.9% point at 19 degrees of freedom
+
+
+def test_top_k_and_top_p_keep_the_most_probable():
+    ranked = LOGITS.argsort(descending=True)
+    full = LOGITS.softmax(-1)
+    top_k = probabilities(LOGITS, Sampling(1.0, top_p=1.0, top_k=4))
+    assert set(top_k.nonzero()[:, 0].tolist()) == set(ranked[:4].tolist())
+    torch.testing.assert_close(top_k[ranked[:4]], full[ranked[:4]] / full[ranked[:4]].sum())
+    for top_p in (0.01, 0.3, 0.8, 0.999):
+        kept = probabilities(LOGITS, Sampling(1.0, top_p=top_p)).count_nonzero()
+        mass = full[ranked].cumsum(-1)
+        assert mass[kept - 1] >= top_p - 1e-6 and (kept == 1 or mass[kept - 2] < top_p)
+
+
+def test_greedy_and_cold_sampling_agree():
+    assert draw(LOGITS, Sampling(0.0), random_stream(0, 0)) == int(LOGITS.argmax())
+    assert draw(LOGITS * 1e30, Sampling(1e-30, top_p=1.0), random_stream(0, 0)) == int(LOGITS.argmax())
+
+
+def test_damaged_logits_are_an_error():
+    with pytest.raises(HerdError, match="NaN"):
+        draw(torch.tensor([0.0, float("nan")]), Sampling(), random_stream(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stop": ("",)}, "stop is"),
+        ({"stop": "end"}, "stop is 'end'"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, named):
+    with pytest.raises(HerdError, match=named):
+        Sampling(**values)
