@@ -62,7 +62,7 @@ def write_forecast(settings: ForecastSettings, inputs: Mapping[str, Artifact], o
                     found.loss_interval.low + shift,
                     found.loss_interval.high + shift,
                     found.confidence,
-                    "parametric bootstrap of the cells, irreducible loss drawn",
+                    "parametric bootstrap of the cells",
                 )
             )
     out.write_json("members.json", members)

@@ -1,9 +1,8 @@
 """From a table of ladder runs to a forecast of the flagship: its best size, its tokens, and its loss with an interval.
 
 Method: a parabola for each budget; a power law through the optimal sizes; a power law L = E + B * C^-b through the
-bottoms. Three budgets cannot tell the irreducible loss E from the slope, so E is not fitted: it is drawn uniformly
-from 0 to half of the lowest loss, and what that does to the forecast is part of its interval. The other part is noise,
-drawn from the residuals of the parabolas.
+bottoms, E between nothing and four fifths of the lowest of them. All of it is fitted anew to many ladders redrawn
+with the noise that the parabolas left, so the interval holds both that noise and how little three budgets say of E.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from herd.scaling.isoflop import Bowl, Cell, by_budget, fit_bowl
 from herd.scaling.power_law import PowerLaw, fit_power_law
 
 DRAWS = 2000
+FLOOR_SHARES = np.linspace(0.0, 0.8, 17)
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,17 @@ def forecast(cells: Sequence[Cell], budget_flops: float, seed: int, confidence: 
     )
 
 
-def extrapolate_loss(bowls: Sequence[Bowl], budget_flops: float, irreducible: float) -> float:
-    """Loss at a budget by the power law through the bowls' bottoms, above a given irreducible loss."""
-    law = fit_power_law([b.budget_flops for b in bowls], [b.loss - irreducible for b in bowls])
-    return irreducible + law(budget_flops)
+def extrapolate_loss(bowls: Sequence[Bowl], budget_flops: float) -> float:
+    """Loss at a budget by L = E + B * C^-b through the bowls' bottoms.
+
+    E is the share of the lowest bottom, from 0 to 0.8 in steps, that leaves the straightest line in logarithms.
+    """
+    budgets, losses = np.log([b.budget_flops for b in bowls]), np.array([b.loss for b in bowls])
+    floors = FLOOR_SHARES * losses.min()
+    logs = np.log(losses[:, None] - floors)
+    (slopes, levels), residuals, *_ = np.polyfit(budgets, logs, 1, full=True)
+    best = int(np.argmin(residuals / slopes**2))
+    return float(floors[best] + np.exp(levels[best] + slopes[best] * math.log(budget_flops)))
 
 
 def _noise(bowls: Sequence[Bowl]) -> float:
@@ -117,12 +124,11 @@ def _draws(groups: Sequence[Sequence[Cell]], budget: float, noise: float, random
     rows: list[tuple[float, float, float]] = []
     for _ in range(DRAWS):
         redrawn = [[Cell(c.budget_flops, c.parameters, c.tokens, c.loss + noise * random.normal()) for c in g] for g in groups]
-        floor_share, luck = random.uniform(0, 0.5), noise * random.normal()
+        luck = noise * random.normal()
         bowls = _accepted(redrawn)
         if bowls is not None:
             law = fit_power_law([b.budget_flops for b in bowls], [b.optimum_parameters for b in bowls])
-            floor = floor_share * min(b.loss for b in bowls)
-            rows.append((extrapolate_loss(bowls, budget, floor) + luck, law(budget), law.exponent))
+            rows.append((extrapolate_loss(bowls, budget) + luck, law(budget), law.exponent))
     if len(rows) < DRAWS // 2:
         raise HerdError(
             f"forecast: the bowls are too shallow for their noise of {noise:.3f} nats (only {len(rows)} of {DRAWS} redrawn ladders "
