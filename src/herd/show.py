@@ -53,12 +53,12 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool]
 
 
 def origin(recipe: Recipe, key: str, given: bool) -> str:
-    """Where a value comes from: its mark in [provenance] (for itself or a table around it), the recipe, or a default."""
+    """Where a value comes from: its mark in [provenance] (its own or that of a table around it), the recipe, or a default."""
+    if not given:
+        return recipe.provenance.get(key, "default (ours)")
     parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        if mark := recipe.provenance.get(".".join(parts[:length])):
-            return mark
-    return "recipe" if given else "default (ours)"
+    marks = (recipe.provenance.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
+    return next((mark for mark in marks if mark), "recipe")
 
 
 def _derived(recipe: Recipe, member: Member) -> Table:
