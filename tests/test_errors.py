@@ -16,7 +16,9 @@ SMOKE = (ROOT / "recipes" / "smoke.toml").read_text()
 
 def herd(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "herd", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
+    )
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -34,7 +36,9 @@ def finished(run: Path) -> list[str]:
 
 def unfinished(run: Path) -> list[str]:
     """Folders under a final name without their marker, and files that were being written."""
-    folders = [p.name for p in run.iterdir() if p.is_dir() and p.name != ".drafts" and not (p / "manifest.json").exists()]
+    folders = [
+        p.name for p in run.iterdir() if p.is_dir() and p.name != ".drafts" and not (p / "manifest.json").exists()
+    ]
     return folders + [p.name for p in run.rglob(".*.*[0-9]") if p.is_file()]
 
 
@@ -83,7 +87,9 @@ def test_an_unknown_stage_lists_the_stages(tmp_path):
 
 
 def test_only_a_stage_without_its_inputs_says_what_to_run(tmp_path):
-    line = one_line(herd("run", "recipes/smoke.toml", "--only", "pretrain", "--member", "small", "--out", tmp_path / "run"))
+    line = one_line(
+        herd("run", "recipes/smoke.toml", "--only", "pretrain", "--member", "small", "--out", tmp_path / "run")
+    )
     assert "--until" in line
 
 
@@ -91,7 +97,9 @@ def test_only_a_stage_without_its_inputs_says_what_to_run(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
         line = one_line(herd("run", "recipes/smoke.toml", "--until", "shards", "--out", small / "run"))
@@ -110,7 +118,9 @@ def test_a_read_only_output_is_one_line(tmp_path):
     if os.geteuid() == 0:  # root writes anywhere, but not below a file or on a read-only mount
         target = tmp_path / "readonly"
         target.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(target)], capture_output=True, check=False).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(target)], capture_output=True, check=False
+        ).returncode:
             pytest.skip("this machine does not let root mount a tmpfs")
         try:
             line = one_line(herd("run", "recipes/smoke.toml", "--out", target / "run"))

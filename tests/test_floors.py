@@ -1,4 +1,4 @@
-"""The house's one structural rule: a room imports only from floors below it, a single file only from those to its left."""
+"""The house's one structural rule: a room imports only from floors below, a single file from those to its left."""
 
 from __future__ import annotations
 
@@ -75,5 +75,7 @@ def test_the_check_sees_a_wrong_import():
 
 
 def test_no_module_grows_past_a_sitting():
-    long = {m: n for m in modules() if (n := len((SOURCE / (m.replace(".", "/") + ".py")).read_text().splitlines())) > 500}
+    long = {
+        m: n for m in modules() if (n := len((SOURCE / (m.replace(".", "/") + ".py")).read_text().splitlines())) > 500
+    }
     assert not long

@@ -53,7 +53,9 @@ def start(out: Path) -> subprocess.Popen[bytes]:
 def contents(out: Path) -> dict[str, str]:
     """Content hash of every stage's newest artifact."""
     current = json.loads((out / "current.json").read_text())["artifacts"]
-    return {stage: json.loads((out / folder / "manifest.json").read_text())["content"] for stage, folder in current.items()}
+    return {
+        stage: json.loads((out / folder / "manifest.json").read_text())["content"] for stage, folder in current.items()
+    }
 
 
 def claims(out: Path) -> dict[str, float]:
@@ -114,7 +116,9 @@ def test_the_comparison_sees_a_stage_that_is_not_atomic(tmp_path, sabotaged):
 
     def go(name: str, die: bool) -> int:
         code = SABOTAGE.format(die=die, sabotaged=sabotaged, recipe=str(RECIPE), out=str(tmp_path / name))
-        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=200).returncode
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=200
+        ).returncode
 
     assert go("quiet", die=False) == 0
     assert go("killed", die=True) == -signal.SIGKILL

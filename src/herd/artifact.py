@@ -6,7 +6,7 @@ process killed at any moment leaves either the finished artifact or a draft that
 
 An artifact has two hashes. Its *key* says what was asked for: stage, stage version, the settings that change its
 content, and the content hashes of its inputs. Its *content* says what came out: the digests of its files. Files under
-`recorded/` (timings, machine facts) are kept and checked but not part of the content, since two honest runs differ there.
+`recorded/` (timings, machine facts) are kept and checked, but two honest runs differ there, so they are not content.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def open_artifact(path: Path) -> Artifact:
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise HerdError(f"{file}: missing or not {entry['bytes']} bytes long; `herd run --force {manifest['stage']}`")
+            raise HerdError(
+                f"{file}: missing or not {entry['bytes']} bytes long; `herd run --force {manifest['stage']}`"
+            )
     return Artifact(path, manifest)
 
 

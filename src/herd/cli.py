@@ -64,7 +64,9 @@ def _explain(error: OSError) -> str | None:
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     top = argparse.ArgumentParser(
-        prog="herd", description="The Llama 3 recipe as software: one recipe file in, a herd of language models out.", allow_abbrev=False
+        prog="herd",
+        description="The Llama 3 recipe as software: one recipe file in, a herd of language models out.",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"herd {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -74,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, metavar="RECIPE")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--only", metavar="STAGE", help="only this stage, from inputs that are there")
-    run.add_argument("--force", metavar="STAGE", action="append", default=[], help="make this stage anew (may be repeated)")
+    run.add_argument(
+        "--force", metavar="STAGE", action="append", default=[], help="make this stage anew (may be repeated)"
+    )
     run.add_argument("--member", metavar="NAME", help="only stages of this member, and those that all share")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/FAMILY)")
 
@@ -130,8 +134,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from herd.show import print_status
     from herd.run import finished_run
+    from herd.show import print_status
 
     return print_status(finished_run(options.run), options.verify)
 
@@ -145,8 +149,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _members(options: argparse.Namespace) -> int:
-    from herd.show import print_members
     from herd.run import finished_run
+    from herd.show import print_members
 
     print_members(finished_run(options.run))
     return 0
@@ -177,4 +181,6 @@ def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
 def _sampling(options: argparse.Namespace) -> Sampling:
     from herd.model.generation import Sampling
 
-    return Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed)
+    return Sampling(
+        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
+    )

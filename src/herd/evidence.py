@@ -88,7 +88,14 @@ class Ledger:
         known = {(e.claim, e.artifact) for e in self.entries()}
         newest = {id: entry.artifact for id, entry in self.latest().items()}
         fresh = [
-            Entry(claim, artifact.path.name, artifact.content, artifact.manifest["asked"]["inputs"], command, artifact.manifest["recorded"])
+            Entry(
+                claim,
+                artifact.path.name,
+                artifact.content,
+                artifact.manifest["asked"]["inputs"],
+                command,
+                artifact.manifest["recorded"],
+            )
             for claim in claims_of(artifact)
             if (claim, artifact.path.name) not in known or newest[claim.id] != artifact.path.name
         ]

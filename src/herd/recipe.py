@@ -1,4 +1,4 @@
-"""The recipe: one TOML file that describes a family of models. Validated once; errors name file, key and what is allowed.
+"""The recipe: one TOML file that describes a family. Validated once; errors name file, key and what is allowed.
 
 Settings that cannot change what a stage produces (how many processes work on it) are marked `exclude=True`: pydantic
 then leaves them out of `model_dump`, and so they are no part of an artifact's key.
@@ -91,11 +91,17 @@ Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(
 
 class Data(Section):
     source: list[Source] = Field(min_length=1)
-    languages: list[str] = Field(default=["en"], description="ISO 639-1 codes kept; code and tables are kept in any language")
+    languages: list[str] = Field(
+        default=["en"], description="ISO 639-1 codes kept; code and tables are kept in any language"
+    )
     min_bytes: Positive = Field(default=1_000_000, description="less cleaned text than this is an error")
     held_out_share: Share = Field(default=0.03, description="share of documents never trained on")
-    near_duplicate_similarity: Share = Field(default=0.8, description="MinHash Jaccard similarity that counts as a duplicate")
-    line_repeats: Positive = Field(default=6, description="a line in more documents than this is boilerplate (paper 3.1.1)")
+    near_duplicate_similarity: Share = Field(
+        default=0.8, description="MinHash Jaccard similarity that counts as a duplicate"
+    )
+    line_repeats: Positive = Field(
+        default=6, description="a line in more documents than this is boilerplate (paper 3.1.1)"
+    )
     min_document_bytes: Positive = 200
     max_document_bytes: Positive = 400_000
 
@@ -156,8 +162,8 @@ class Member(Section):
     name: Name
     role: Literal["laptop", "server", "reference"]
     size: Literal["forecast"] | Size
-    tokens: Literal["optimal"] | PositiveReal | TokenCount = Field(default=
-        "optimal", description="'optimal', a multiple of optimal, or {count = N}"
+    tokens: Literal["optimal"] | PositiveReal | TokenCount = Field(
+        default="optimal", description="'optimal', a multiple of optimal, or {count = N}"
     )
     from_: str = Field(default="scratch", alias="from", description="'scratch', or a path or package of open weights")
     peak_learning_rate: PositiveReal | None = Field(default=None, description="overrides [pretrain.learning_rate]")
@@ -175,11 +181,17 @@ class Architecture(Section):
 
 class LearningRate(Section):
     peak: PositiveReal = Field(description="peak learning rate at width reference_dim")
-    reference_dim: Positive | None = Field(default=None, description="peak * sqrt(reference_dim / dim); absent: one for all")
+    reference_dim: Positive | None = Field(
+        default=None, description="peak * sqrt(reference_dim / dim); absent: one for all"
+    )
     warmup_steps: Positive | None = None
     warmup_share: Share = Field(default=0.05, description="share of the steps, where warmup_steps is absent")
-    final_share: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.1, description="cosine ends at this share of the peak")
-    cosine_steps: Positive | None = Field(default=None, description="the cosine's horizon; absent: the run's own length")
+    final_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="cosine ends at this share of the peak"
+    )
+    cosine_steps: Positive | None = Field(
+        default=None, description="the cosine's horizon; absent: the run's own length"
+    )
 
 
 class RampStep(Section):
@@ -207,7 +219,9 @@ class Optimizer(Section):
 class LongContext(Section):
     context_tokens: Positive
     share: Share = Field(default=0.05, description="tokens of this step over tokens of initial pre-training")
-    rope_factor: PositiveReal | None = Field(default=None, description="stretch of long RoPE wavelengths; absent: growth of the context")
+    rope_factor: PositiveReal | None = Field(
+        default=None, description="stretch of long RoPE wavelengths; absent: growth of the context"
+    )
     low_freq_factor: PositiveReal = 1.0
     high_freq_factor: PositiveReal = 4.0
 
@@ -271,7 +285,9 @@ class Mesh(Section):
 
 class Compute(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 where it is native")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where it is native"
+    )
     mesh: Mesh = Mesh()
     threads: Positive = Field(default=1, description="threads of one training process; changes sums in the last digits")
     processes: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
@@ -289,7 +305,9 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     deploy: Deploy = Deploy()
     compute: Compute = Compute()
-    provenance: dict[str, str] = Field(default={}, exclude=True, description="dotted key = 'paper ...', 'released code ...', 'ours ...'")
+    provenance: dict[str, str] = Field(
+        default={}, exclude=True, description="dotted key = 'paper ...', 'released code ...', 'ours ...'"
+    )
 
     @field_validator("member")
     @classmethod
@@ -310,7 +328,9 @@ class Recipe(Section):
         for member in self.member:
             if member.name == name:
                 return member
-        raise HerdError(f"no member '{name}' in family {self.family.name}; there are: {', '.join(m.name for m in self.member)}")
+        raise HerdError(
+            f"no member '{name}' in family {self.family.name}; there are: {', '.join(m.name for m in self.member)}"
+        )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -345,7 +365,13 @@ def _without_echoes(error: ValidationError) -> list[Any]:
     """Problems of a union's other branches, dropped where one branch was clearly meant."""
     problems = error.errors(include_url=False)
     tables = {p["loc"][:2] for p in problems if isinstance(p["loc"][-1], str) and p["loc"][-1] not in ("Size",)}
-    return [p for p in problems if not (p["type"] == "literal_error" and _union_branch(p["loc"]) and p["loc"][:2] in tables and len(problems) > 1)] or problems
+    return [
+        p
+        for p in problems
+        if not (
+            p["type"] == "literal_error" and _union_branch(p["loc"]) and p["loc"][:2] in tables and len(problems) > 1
+        )
+    ] or problems
 
 
 def _union_branch(loc: tuple[Any, ...]) -> bool:
@@ -376,7 +402,9 @@ def _explain(problem: Any) -> str:
 
 
 def _kinds() -> str:
-    return ", ".join(f"'{k}'" for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation))
+    return ", ".join(
+        f"'{k}'" for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation)
+    )
 
 
 def _is_branch_label(part: str) -> bool:
@@ -391,7 +419,11 @@ def _keys_at(loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
         if isinstance(part, int):
             continue
-        narrowed = [cls for cls in here if part in (cls.__name__, *get_args(getattr(cls.model_fields.get("kind"), "annotation", None)))]
+        narrowed = [
+            cls
+            for cls in here
+            if part in (cls.__name__, *get_args(getattr(cls.model_fields.get("kind"), "annotation", None)))
+        ]
         if narrowed:
             here = narrowed
             continue

@@ -21,7 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from herd.artifact import Artifact, canonical_json, clean_drafts, find, folder_name, open_artifact, publish, stage_key, write_atomically
+from herd.artifact import (
+    Artifact,
+    canonical_json,
+    clean_drafts,
+    find,
+    folder_name,
+    open_artifact,
+    publish,
+    stage_key,
+    write_atomically,
+)
 from herd.console import HerdError, duration, say
 from herd.evidence import Ledger
 from herd.recipe import Pretrain, Recipe, Section, load_recipe
@@ -54,7 +64,11 @@ class Stage:
     def asked(self, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         """What the key hashes."""
         settings = self.settings.model_dump(mode="json") | ({"facts": self.facts} if self.facts else {})
-        return {"version": self.version, "settings": settings, "inputs": {name: a.content for name, a in inputs.items()}}
+        return {
+            "version": self.version,
+            "settings": settings,
+            "inputs": {name: a.content for name, a in inputs.items()},
+        }
 
 
 def stages(recipe: Recipe, base: Path) -> list[Stage]:
@@ -80,15 +94,31 @@ def stages(recipe: Recipe, base: Path) -> list[Stage]:
     )
     plan = [
         Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
-        Stage("curate", "herd.data.curate:curate", 1, CurateSettings(data=recipe.data, seed=seed), {"sources": "sources"}),
-        Stage("tokenizer", "herd.data.vocabulary:learn", 1, VocabularySettings(seed=seed, tokenizer=recipe.tokenizer), {"curate": "curate"}),
-        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), {"curate": "curate", "tokenizer": "tokenizer"}),
+        Stage(
+            "curate", "herd.data.curate:curate", 1, CurateSettings(data=recipe.data, seed=seed), {"sources": "sources"}
+        ),
+        Stage(
+            "tokenizer",
+            "herd.data.vocabulary:learn",
+            1,
+            VocabularySettings(seed=seed, tokenizer=recipe.tokenizer),
+            {"curate": "curate"},
+        ),
+        Stage(
+            "shards",
+            "herd.data.shards:shard",
+            1,
+            ShardSettings(seed=seed),
+            {"curate": "curate", "tokenizer": "tokenizer"},
+        ),
         Stage("ladder", "herd.pretrain.ladder:ladder", 1, ladder_settings, {"shards": "shards"}),
         Stage(
             "forecast",
             "herd.pretrain.forecast:write_forecast",
             1,
-            ForecastSettings(seed=seed, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), member=recipe.member),
+            ForecastSettings(
+                seed=seed, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), member=recipe.member
+            ),
             {"ladder": "ladder", "shards": "shards"},
         ),
     ]
@@ -118,18 +148,51 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
     yield Stage(initial, "herd.pretrain.initial:initial", 1, settings, shards | {"forecast": "forecast"}, **where)
     if recipe.pretrain.long_context:
         longer = f"long-context-{name}"
-        yield Stage(longer, "herd.pretrain.long_context:long_context", 1, LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common), shards | {"pretrain": initial}, **where)
+        yield Stage(
+            longer,
+            "herd.pretrain.long_context:long_context",
+            1,
+            LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common),
+            shards | {"pretrain": initial},
+            **where,
+        )
         last = longer
     if recipe.pretrain.anneal:
         annealed = f"anneal-{name}"
-        yield Stage(annealed, "herd.pretrain.anneal:anneal", 1, AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common), shards | {"pretrain": initial, "model": last}, **where)
+        yield Stage(
+            annealed,
+            "herd.pretrain.anneal:anneal",
+            1,
+            AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common),
+            shards | {"pretrain": initial, "model": last},
+            **where,
+        )
         last = annealed
     evaluation = MemberEvaluation(
-        seed=recipe.family.seed, member=name, evaluate=recipe.evaluate, hardware=hardware, context_tokens=recipe.pretrain.context_tokens, compute=recipe.compute
+        seed=recipe.family.seed,
+        member=name,
+        evaluate=recipe.evaluate,
+        hardware=hardware,
+        context_tokens=recipe.pretrain.context_tokens,
+        compute=recipe.compute,
     )
-    yield Stage(f"evaluate-{name}", "herd.evaluate.member:evaluate_member", 1, evaluation, shards | {"model": last, "tokenizer": "tokenizer"}, **where)
-    export = ExportSettings(formats=list(recipe.deploy.formats))
-    yield Stage(f"export-{name}", "herd.deploy.export:export", 1, export, shards | {"model": last, "tokenizer": "tokenizer"}, **where)
+    yield Stage(
+        f"evaluate-{name}",
+        "herd.evaluate.member:evaluate_member",
+        1,
+        evaluation,
+        shards | {"model": last, "tokenizer": "tokenizer"},
+        **where,
+    )
+    export = ExportSettings(formats=tuple(recipe.deploy.formats))
+    yield Stage(
+        f"export-{name}",
+        "herd.deploy.export:export",
+        1,
+        export,
+        shards | {"model": last, "tokenizer": "tokenizer"},
+        **where,
+    )
 
 
 def initial_part(pretrain: Pretrain) -> Pretrain:
@@ -157,7 +220,9 @@ class Choice:
         for option, names in (("--until", [self.until]), ("--only", [self.only]), ("--force", self.force)):
             for name in names:
                 if name is not None and name not in known:
-                    raise HerdError(f"{option} {name}: no such stage; stages are {', '.join(dict.fromkeys(s.kind for s in plan))}")
+                    raise HerdError(
+                        f"{option} {name}: no such stage; stages are {', '.join(dict.fromkeys(s.kind for s in plan))}"
+                    )
         if self.member is not None:
             recipe.find_member(self.member)
 
@@ -170,7 +235,11 @@ class Choice:
             kinds = list(dict.fromkeys(s.kind for s in plan))
             last = next(s for s in plan if self.until in (s.name, s.kind))
             of_one = self.until != last.kind  # a stage of one member: what other members need besides is left out
-            return [s for s in mine if kinds.index(s.kind) <= kinds.index(last.kind) and (not of_one or s.member in (None, last.member))]
+            return [
+                s
+                for s in mine
+                if kinds.index(s.kind) <= kinds.index(last.kind) and (not of_one or s.member in (None, last.member))
+            ]
         return mine
 
     def forces(self, stage: Stage) -> bool:
@@ -203,7 +272,9 @@ def locked(run: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise HerdError(f"{run}: another herd (process {stream.read().strip() or 'unknown'}) is writing here") from None
+            raise HerdError(
+                f"{run}: another herd (process {stream.read().strip() or 'unknown'}) is writing here"
+            ) from None
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
@@ -250,7 +321,9 @@ class _Execution:
             self._arrived(stage, execute(stage, self._inputs(stage), self.run, self._command(stage)))
         else:
             paths = {name: a.path for name, a in self._inputs(stage).items()}
-            running[workers.get().submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))] = stage
+            running[workers.get().submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))] = (
+                stage
+            )
 
     def _processes(self) -> int:
         from herd.train.hardware import cores
@@ -283,7 +356,10 @@ class _Execution:
         Ledger(self.run).add(artifact, self._command(stage))
         current = read_current(self.run)
         if current.get(stage.name) != artifact.path.name:
-            write_atomically(self.run / CURRENT, canonical_json({"schema": 1, "artifacts": current | {stage.name: artifact.path.name}}, indent=1) + "\n")
+            write_atomically(
+                self.run / CURRENT,
+                canonical_json({"schema": 1, "artifacts": current | {stage.name: artifact.path.name}}, indent=1) + "\n",
+            )
 
     def _command(self, stage: Stage) -> str:
         out = "" if self.run == Path("runs") / self.recipe.family.name else f" --out {self.run}"
@@ -294,7 +370,9 @@ class _Execution:
         for stage in waiting:
             if stage.name in self.wanted:
                 missing = [source for source in stage.inputs.values() if source not in self.published]
-                raise HerdError(f"{stage.name} needs {', '.join(missing)} first: herd run {self.recipe_name} --until {missing[0]}")
+                raise HerdError(
+                    f"{stage.name} needs {', '.join(missing)} first: herd run {self.recipe_name} --until {missing[0]}"
+                )
 
 
 class _Lazily:
@@ -328,7 +406,12 @@ def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: st
     module, name = stage.function.split(":")
     function = getattr(importlib.import_module(module), name)
     started = datetime.datetime.now(datetime.UTC)
-    recorded: dict[str, Any] = {"started": started.isoformat(timespec="seconds"), "machine": machine(), "command": command, "herd": _version()}
+    recorded: dict[str, Any] = {
+        "started": started.isoformat(timespec="seconds"),
+        "machine": machine(),
+        "command": command,
+        "herd": _version(),
+    }
     key = _key(stage, inputs)
     with publish(run, stage.name, key, stage.asked(inputs), recorded) as draft:
         function(stage.settings, inputs, draft)

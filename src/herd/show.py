@@ -23,7 +23,9 @@ def print_recipe(path: Path) -> None:
     """Validate a recipe and print each value with where it comes from, then what follows from them for each member."""
     recipe = load_recipe(path)
     console = Console()
-    table = Table(title=f"{path}: family {recipe.family.name}", title_justify="left", show_lines=False, box=None, pad_edge=False)
+    table = Table(
+        title=f"{path}: family {recipe.family.name}", title_justify="left", show_lines=False, box=None, pad_edge=False
+    )
     for column in ("key", "value", "from"):
         table.add_column(column, overflow="fold")
     for key, value, given in leaves(recipe):
@@ -33,11 +35,13 @@ def print_recipe(path: Path) -> None:
         console.print()
         console.print(_derived(recipe, member))
     if recipe.posttrain or recipe.safety:
-        console.print("\n[posttrain] and [safety] are validated and printed; no stage of this version reads them.", markup=False)
+        console.print(
+            "\n[posttrain] and [safety] are validated and printed; no stage of this version reads them.", markup=False
+        )
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Every value of a recipe: dotted key, value, whether the file gives it. Tables of a list go by name, else number."""
+    """Every value of a recipe: dotted key, value, whether the file gives it. Tables in a list go by name or number."""
     for name, field in type(section).model_fields.items():
         if name == "provenance" and not prefix:
             continue
@@ -53,7 +57,7 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool]
 
 
 def origin(recipe: Recipe, key: str, given: bool) -> str:
-    """Where a value comes from: its mark in [provenance] (its own or that of a table around it), the recipe, or a default."""
+    """Where a value comes from: its mark in [provenance] (its own or a surrounding table's), the recipe, a default."""
     if not given:
         return recipe.provenance.get(key, "default (ours)")
     parts = key.split(".")
@@ -71,7 +75,11 @@ def _derived(recipe: Recipe, member: Member) -> Table:
         for row in _size_rows(config):
             table.add_row(*row)
     else:
-        table.add_row("size", "after the ladder", f"compute-optimal for {recipe.scaling.forecast_flops:.3g} FLOPs, by the power law of the bowls")
+        table.add_row(
+            "size",
+            "after the ladder",
+            f"compute-optimal for {recipe.scaling.forecast_flops:.3g} FLOPs, by the power law of the bowls",
+        )
     if plan is None:
         table.add_row("tokens", "after the ladder", "optimal tokens of the size by the power law, times member.tokens")
     else:
@@ -81,24 +89,53 @@ def _derived(recipe: Recipe, member: Member) -> Table:
 
 
 def _size_rows(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
-    yield "parameters", f"{config.parameters:,}", "embeddings + layers * block + norm" + (" (tied head counted once)" if config.tied_embeddings else " + head")
+    yield (
+        "parameters",
+        f"{config.parameters:,}",
+        "embeddings + layers * block + norm" + (" (tied head counted once)" if config.tied_embeddings else " + head"),
+    )
     yield "parameters without embeddings", f"{config.body_parameters:,}", "layers * block + norm"
-    yield "heads", f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values", "dim / head_dim, where not given"
+    yield (
+        "heads",
+        f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values",
+        "dim / head_dim, where not given",
+    )
     yield "ffn_dim", f"{config.ffn_dim:,}", "ffn_ratio * dim up to a multiple of ffn_multiple_of, where not given"
-    yield "KV cache a token", human_bytes(config.kv_cache_bytes_per_token()), "2 * layers * kv_heads * head_dim * 2 bytes (bf16)"
+    yield (
+        "KV cache a token",
+        human_bytes(config.kv_cache_bytes_per_token()),
+        "2 * layers * kv_heads * head_dim * 2 bytes (bf16)",
+    )
 
 
 def _plan_rows(recipe: Recipe, plan: TrainingPlan) -> Iterator[tuple[str, str, str]]:
     config, last = plan.config, plan.stretches[-1]
     yield "tokens", human_count(plan.tokens), "member.tokens, in whole batches"
-    yield "train FLOPs", f"{plan.flops:.4g}", "tokens * (6 * matmul parameters + 6 * layers * context * heads * head_dim)"
+    yield (
+        "train FLOPs",
+        f"{plan.flops:.4g}",
+        "tokens * (6 * matmul parameters + 6 * layers * context * heads * head_dim)",
+    )
     yield "6ND", f"{6 * config.parameters * plan.tokens:.4g}", "6 * parameters * tokens, the paper's convention"
-    yield "steps", f"{plan.steps:,}", "tokens / batch" + ("".join(f"; {s.steps:,} of {human_count(s.sequences * s.context)} tokens" for s in plan.stretches))
+    yield (
+        "steps",
+        f"{plan.steps:,}",
+        "tokens / batch"
+        + ("".join(f"; {s.steps:,} of {human_count(s.sequences * s.context)} tokens" for s in plan.stretches)),
+    )
     rule = "member.peak_learning_rate, or peak * sqrt(reference_dim / dim)"
-    yield "learning rate", f"{plan.schedule.peak:.3g} to {plan.schedule(plan.steps - 1):.3g}", f"{rule}; warm-up {plan.schedule.warmup:,} steps"
+    yield (
+        "learning rate",
+        f"{plan.schedule.peak:.3g} to {plan.schedule(plan.steps - 1):.3g}",
+        f"{rule}; warm-up {plan.schedule.warmup:,} steps",
+    )
     mesh = plan_mesh(config, recipe.compute.mesh, last.sequences)
     yield "ranks", f"{mesh.ranks:,}", "tp * cp * pp * dp"
-    yield "training state a rank", human_bytes(mesh.state_bytes_per_rank), "16 bytes a parameter (fp32 weights, gradients, two moments), all sharded; without activations"
+    yield (
+        "training state a rank",
+        human_bytes(mesh.state_bytes_per_rank),
+        "16 bytes a parameter (fp32 weights, gradients, two moments), all sharded; without activations",
+    )
     if recipe.compute.mesh.pp > 1:
         yield "pipeline bubble", f"{mesh.bubble:.1%}", f"(PP - 1) / (V * M), V = 1, M = {mesh.sequences_per_group}"
 
@@ -112,7 +149,7 @@ def _plain(value: Any) -> str:
 
 
 def print_status(run: Path, check_files: bool) -> int:
-    """Stages that are done; with `check_files`, whether every file still has its checksum. Status 1 where one has not."""
+    """Stages that are done; with `check_files`, whether every file still has its checksum: status 1 where not."""
     table = Table(title=str(run), title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "artifact", "content", "took", "size"):
         table.add_column(column)
@@ -120,7 +157,9 @@ def print_status(run: Path, check_files: bool) -> int:
     for stage, artifact in published(run).items():
         facts = artifact.manifest
         size = sum(entry["bytes"] for entry in facts["files"].values())
-        table.add_row(stage, artifact.path.name, artifact.content[:12], duration(facts["recorded"]["seconds"]), human_bytes(size))
+        table.add_row(
+            stage, artifact.path.name, artifact.content[:12], duration(facts["recorded"]["seconds"]), human_bytes(size)
+        )
         if check_files:
             damaged += [str(artifact.path / name) for name in verify(artifact)]
     console = Console()
@@ -146,7 +185,9 @@ def print_members(run: Path) -> None:
             continue
         config = ModelConfig.from_dict(member_artifact(run, member.name).json("config.json"))
         tokens = done[f"pretrain-{member.name}"].json("training.json")["tokens"]
-        loss, speed, memory = (claims.get(f"{member.name}.{c}") for c in ("bits-per-byte", "decode.tokens-per-second", "memory.bytes"))
+        loss, speed, memory = (
+            claims.get(f"{member.name}.{c}") for c in ("bits-per-byte", "decode.tokens-per-second", "memory.bytes")
+        )
         table.add_row(
             member.name,
             member.role,
@@ -158,5 +199,3 @@ def print_members(run: Path) -> None:
             human_bytes(memory.value) if memory else "-",
         )
     Console().print(table)
-
-

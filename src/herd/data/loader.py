@@ -17,7 +17,7 @@ from herd.console import HerdError
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and the ids that follow them, both (sequences, context) int64; `documents` numbers each row's documents."""
+    """Token ids and the ids that follow them, both (sequences, context) int64; `documents` numbers documents."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -46,7 +46,9 @@ class Loader:
         if not self._streams:
             raise HerdError(f"no stream of tokens is longer than the context of {context} tokens: add text")
         if unknown := set(weights or {}) - set(streams):
-            raise HerdError(f"weights name kinds of document that are not there: {sorted(unknown)}; there are {sorted(streams)}")
+            raise HerdError(
+                f"weights name kinds of document that are not there: {sorted(unknown)}; there are {sorted(streams)}"
+            )
         self._kinds = list(self._streams)
         sizes = np.array([len(self._streams[k]) * (weights or {}).get(k, 1.0) for k in self._kinds])
         draw = np.random.default_rng([seed, 0])
@@ -61,7 +63,9 @@ class Loader:
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
         rows = range(step * self.sequences, (step + 1) * self.sequences)
-        windows = np.stack([self._window(int(self._choice[row]), int(self._turn[row])) for row in rows]).astype(np.int64)
+        windows = np.stack([self._window(int(self._choice[row]), int(self._turn[row])) for row in rows]).astype(
+            np.int64
+        )
         inputs = windows[:, :-1]
         return Batch(inputs, windows[:, 1:], np.cumsum(inputs == self.bos_id, axis=1))
 

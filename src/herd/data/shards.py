@@ -62,7 +62,9 @@ def shard(settings: ShardSettings, inputs: Mapping[str, Artifact], out: Draft) -
     Raises HerdError where nothing is left to train on or to hold out.
     """
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
-    table = pq.read_table(inputs["curate"].file("documents.parquet"), columns=["id", "kind", "language", "split", "bytes", "text"])
+    table = pq.read_table(
+        inputs["curate"].file("documents.parquet"), columns=["id", "kind", "language", "split", "bytes", "text"]
+    )
     rank = [_order(settings.seed, i) for i in table["id"].to_pylist()]
     table = table.take(np.argsort(np.array(rank)))
     rows: dict[str, list[np.ndarray]] = {}
@@ -79,14 +81,20 @@ def shard(settings: ShardSettings, inputs: Mapping[str, Artifact], out: Draft) -
                     held.append((batch["id"][i], batch["kind"][i], batch["language"][i], batch["bytes"][i], tokens))
             bar.update(start + len(encoded), "documents")
     if not rows or len(held) < 2:
-        raise HerdError(f"shards: {sum(map(len, rows.values()))} documents to train on and {len(held)} held out: add text")
+        raise HerdError(
+            f"shards: {sum(map(len, rows.values()))} documents to train on and {len(held)} held out: add text"
+        )
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     streams = {kind: np.concatenate(parts).astype(dtype) for kind, parts in sorted(rows.items())}
     _write(out, streams, held, dtype, {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id})
 
 
 def _write(
-    out: Draft, streams: dict[str, np.ndarray], held: list[tuple[str, str, str, int, np.ndarray]], dtype: type, vocabulary: dict[str, int]
+    out: Draft,
+    streams: dict[str, np.ndarray],
+    held: list[tuple[str, str, str, int, np.ndarray]],
+    dtype: type,
+    vocabulary: dict[str, int],
 ) -> None:
     save_file(streams, out.folder / "train.safetensors")
     starts = np.cumsum([0] + [len(row[4]) for row in held]).astype(np.int64)

@@ -26,7 +26,9 @@ def learn(settings: VocabularySettings, inputs: Mapping[str, Artifact], out: Dra
     """
     columns = ["id", "split", "bytes", "text"]
     table = pq.read_table(inputs["curate"].file("documents.parquet"), columns=columns).to_pydict()
-    rows = sorted(range(len(table["id"])), key=lambda i: hashlib.sha256(f"{settings.seed}\0{table['id'][i]}".encode()).digest())
+    rows = sorted(
+        range(len(table["id"])), key=lambda i: hashlib.sha256(f"{settings.seed}\0{table['id'][i]}".encode()).digest()
+    )
     sample, size = [], 0
     for i in rows:
         if table["split"][i] == "train" and size < settings.tokenizer.train_bytes:
@@ -38,5 +40,12 @@ def learn(settings: VocabularySettings, inputs: Mapping[str, Artifact], out: Dra
     held = [table["text"][i] for i in rows if table["split"][i] == "heldout"][:200]
     tokens = sum(len(ids) for ids in tokenizer.encode_documents(held))
     encoded = sum(len(text.encode()) for text in held)
-    claim = Claim("tokenizer.bytes-per-token", "compression of held-out text", encoded / tokens, "bytes/token", len(held), "held-out documents")
+    claim = Claim(
+        "tokenizer.bytes-per-token",
+        "compression of held-out text",
+        encoded / tokens,
+        "bytes/token",
+        len(held),
+        "held-out documents",
+    )
     write_claims(out.folder / "claims.json", [claim])

@@ -19,7 +19,7 @@ def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, 
 
 
 def continue_text(model: Path, tokenizer: Path, prompt: str, sampling: Sampling) -> None:
-    """Print the prompt and what the model makes of it, piece by piece. Raises HerdError for a prompt that is too long."""
+    """Print the prompt and what the model makes of it, piece by piece. Raises HerdError for one too long."""
     generator, words, _ = load_generator(model, tokenizer)
     pieces = generator.stream(words.encode(prompt, bos=True), sampling)
     print(prompt, end="", flush=True)
@@ -35,7 +35,7 @@ def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:
     than the context, and continues it with one paragraph.
     """
     generator, words, context = load_generator(model, tokenizer)
-    print(f"{name} is a base model: it continues the transcript, it has not learnt to answer. An empty line ends the chat.")
+    print(f"{name} is a base model: it continues the transcript, it has not learnt to answer. Empty line: end.")
     turns: list[str] = []
     sampling = replace(sampling, stop=("\n\n", "\nUser:"))
     while True:

@@ -42,10 +42,19 @@ def evaluate_member(settings: MemberEvaluation, inputs: Mapping[str, Artifact], 
     shards = load_shards(inputs["shards"].path)
     hardware = choose_hardware(settings.compute)
     model = load_native(inputs["model"].path).to(hardware.device)
-    losses = score_documents(model, shards.heldout, settings.context_tokens, hardware.dtype, settings.evaluate.max_documents)
-    columns = {"id": losses.ids, "kind": losses.kinds, "language": losses.languages, "nats": losses.nats, "tokens": losses.tokens, "bytes": losses.bytes}
+    losses = score_documents(
+        model, shards.heldout, settings.context_tokens, hardware.dtype, settings.evaluate.max_documents
+    )
+    columns = {
+        "id": losses.ids,
+        "kind": losses.kinds,
+        "language": losses.languages,
+        "nats": losses.nats,
+        "tokens": losses.tokens,
+        "bytes": losses.bytes,
+    }
     pq.write_table(pa.table(columns), out.folder / "documents.parquet", compression="zstd")
-    write_claims(out.folder / "claims.json", [_claim(settings, losses, "")] + _slices(settings, losses))
+    write_claims(out.folder / "claims.json", [_claim(settings, losses, ""), *_slices(settings, losses)])
 
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
     speed, count = _decode_speed(Engine(model, tokenizer), tokenizer)
@@ -55,8 +64,20 @@ def evaluate_member(settings: MemberEvaluation, inputs: Mapping[str, Artifact], 
     write_claims(
         out.recorded / "claims.json",
         [
-            Claim(f"{name}.decode.tokens-per-second", f"decoding speed of {name}, one sequence, {hardware.device.type}", speed, "tokens/s", count, "tokens"),
-            Claim(f"{name}.memory.bytes", f"weights of {name} in bf16 and the cache of one full context", weights + cache, "bytes"),
+            Claim(
+                f"{name}.decode.tokens-per-second",
+                f"decoding speed of {name}, one sequence, {hardware.device.type}",
+                speed,
+                "tokens/s",
+                count,
+                "tokens",
+            ),
+            Claim(
+                f"{name}.memory.bytes",
+                f"weights of {name} in bf16 and the cache of one full context",
+                weights + cache,
+                "bytes",
+            ),
         ],
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from herd.data.shards import HeldOut
+from herd.evidence import Claim
 from herd.intervals import Interval, ratio_bootstrap
 from herd.model.transformer import Transformer
 
@@ -39,11 +40,15 @@ class DocumentLosses:
         """Bootstrap over documents."""
         return ratio_bootstrap(self.nats / math.log(2), self.bytes.astype(float), seed, samples, confidence)
 
+    def claim(self, id: str, what: str) -> Claim:
+        """The loss in nats a token as a claim."""
+        return Claim(id, what, self.nats_per_token, "nats/token", len(self.ids), "held-out documents")
+
     def select(self, keep: np.ndarray) -> DocumentLosses:
         """The documents where the boolean array is true."""
         pick = [i for i, chosen in enumerate(keep) if chosen]
-        names = ([values[i] for i in pick] for values in (self.ids, self.kinds, self.languages))
-        return DocumentLosses(*names, self.nats[keep], self.tokens[keep], self.bytes[keep])
+        ids, kinds, languages = ([values[i] for i in pick] for values in (self.ids, self.kinds, self.languages))
+        return DocumentLosses(ids, kinds, languages, self.nats[keep], self.tokens[keep], self.bytes[keep])
 
 
 @torch.inference_mode()
@@ -70,7 +75,9 @@ def score_documents(
     lengths = np.diff(heldout.starts[: count + 1])
     tokens = np.minimum(lengths, max_tokens) - 1
     scored_bytes = heldout.bytes[:count] * tokens / np.maximum(1, lengths - 1)
-    return DocumentLosses(heldout.ids[:count], heldout.kinds[:count], heldout.languages[:count], nats, tokens, scored_bytes)
+    return DocumentLosses(
+        heldout.ids[:count], heldout.kinds[:count], heldout.languages[:count], nats, tokens, scored_bytes
+    )
 
 
 def _windows(heldout: HeldOut, count: int, context: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:

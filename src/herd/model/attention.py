@@ -60,14 +60,22 @@ class _BlockedAttention(torch.autograd.Function):
         q_BHTE, k_BKTE, v_BKTE, *blocks = ctx.saved_tensors
         d_out, scale = gradients[0], q_BHTE.shape[-1] ** -0.5
         wide = torch.promote_types(q_BHTE.dtype, torch.float32)
-        dq, dk, dv = torch.empty_like(q_BHTE), torch.zeros_like(k_BKTE, dtype=wide), torch.zeros_like(v_BKTE, dtype=wide)
+        dq, dk, dv = (
+            torch.empty_like(q_BHTE),
+            torch.zeros_like(k_BKTE, dtype=wide),
+            torch.zeros_like(v_BKTE, dtype=wide),
+        )
         for index, probabilities in enumerate(blocks):
             start = index * BLOCK_ROWS
             end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
             d_rows, q_rows = _grouped(d_out, k_BKTE, start, end), _grouped(q_BHTE, k_BKTE, start, end)
             dv[:, :, :end] += probabilities.mT @ d_rows
             weighted = (d_rows @ v_BKTE[:, :, :end].mT).to(wide) * probabilities
-            d_scores = torch.addcmul(weighted, probabilities, weighted.sum(-1, keepdim=True), value=-1).mul_(scale).to(q_BHTE.dtype)
+            d_scores = (
+                torch.addcmul(weighted, probabilities, weighted.sum(-1, keepdim=True), value=-1)
+                .mul_(scale)
+                .to(q_BHTE.dtype)
+            )
             dq[:, :, start:end] = (d_scores @ k_BKTE[:, :, :end]).view_as(dq[:, :, start:end])
             dk[:, :, :end] += d_scores.mT @ q_rows
         return dq, dk.to(k_BKTE.dtype), dv.to(v_BKTE.dtype), None

@@ -102,7 +102,9 @@ def released_ffn_width(dim: int, multiplier: float, multiple_of: int) -> int:
     return -(-int(multiplier * int(2 * (4 * dim) / 3)) // multiple_of) * multiple_of
 
 
-def _llama(layers: int, dim: int, heads: int, ffn_dim: int, head_dim: int = 128, tied: bool = False, factor: float = 8.0) -> ModelConfig:
+def _llama(
+    layers: int, dim: int, heads: int, ffn_dim: int, head_dim: int = 128, tied: bool = False, factor: float = 8.0
+) -> ModelConfig:
     scaling = RopeScaling(factor=factor)
     return ModelConfig(layers, dim, heads, 8, ffn_dim, 128_256, head_dim, 131_072, tied, rope_scaling=scaling)
 

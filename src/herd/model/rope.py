@@ -41,7 +41,7 @@ def rotary_table(frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BTHE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    """Turn the pairs (2i, 2i+1) of each head by its position's angle; computed in float32 or wider, returned in x's dtype."""
+    """Turn the pairs (2i, 2i+1) of each head by its position's angle, in float32 or wider; returned in x's dtype."""
     wide = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32))
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_TF[:, None, :], sin_TF[:, None, :]

@@ -1,4 +1,4 @@
-"""Annealing: the learning rate falls linearly to zero on a mix of better sources, and checkpoints are averaged (paper 3.4.3)."""
+"""Annealing: the learning rate falls to zero on a mix of better sources; checkpoints are averaged (paper 3.4.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import score_documents
-from herd.evidence import Claim, write_claims
+from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
 from herd.pretrain.initial import plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan
@@ -68,20 +68,28 @@ def anneal(settings: AnnealSettings, inputs: Mapping[str, Artifact], out: Draft)
 
     title = f"{settings.member}: annealing"
     state = train(
-        model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work, moments, keep
+        model,
+        next_token,
+        batches,
+        Plan(steps, plan.schedule, settings.pretrain.optimizer),
+        hardware,
+        title,
+        out.work,
+        moments,
+        keep,
     )
     averaged = build(config, average_checkpoints(kept)).to(hardware.device)
     save_native(out.folder, config, averaged.state_dict())
     write_training(out, state, plan_facts(plan, shards))
-    scores = {
-        label: score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
-        for label, candidate in (("last", model), ("average", averaged))
-    }
-    count, name = len(scores["last"].ids), settings.member
-    write_claims(
-        out.folder / "claims.json",
-        [
-            Claim(f"{name}.anneal.loss-{label}", f"held-out loss of {name} after annealing, {what}", s.nats_per_token, "nats/token", count, "held-out documents")
-            for (label, s), what in zip(scores.items(), ("last checkpoint", f"mean of {rules.checkpoints} checkpoints"), strict=True)
-        ],
-    )  # fmt: skip
+    claims = []
+    for label, candidate, what in (
+        ("last", model, "last checkpoint"),
+        ("average", averaged, f"mean of {rules.checkpoints} checkpoints"),
+    ):
+        losses = score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
+        claims.append(
+            losses.claim(
+                f"{settings.member}.anneal.loss-{label}", f"held-out loss of {settings.member} after annealing, {what}"
+            )
+        )
+    write_claims(out.folder / "claims.json", claims)

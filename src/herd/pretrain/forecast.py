@@ -25,8 +25,15 @@ def write_forecast(settings: ForecastSettings, inputs: Mapping[str, Artifact], o
 
     Writes `forecast.json` and `members.json`. Raises HerdError where a minimum was not bracketed.
     """
-    cells = [Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in inputs["ladder"].json("cells.json")]
-    found = forecast(cells, settings.scaling.forecast_flops, derive_seed(settings.seed, "forecast") % 2**32, settings.scaling.confidence)
+    cells = [
+        Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in inputs["ladder"].json("cells.json")
+    ]
+    found = forecast(
+        cells,
+        settings.scaling.forecast_flops,
+        derive_seed(settings.seed, "forecast") % 2**32,
+        settings.scaling.confidence,
+    )
     vocab_size = inputs["shards"].json("shards.json")["vocab_size"]
     out.write_json("forecast.json", found.to_dict())
     members = {}
@@ -54,7 +61,7 @@ def write_forecast(settings: ForecastSettings, inputs: Mapping[str, Artifact], o
             claims.append(
                 Claim(
                     f"{member.name}.forecast.loss",
-                    f"forecast of {member.name}'s held-out loss after initial pre-training, written before it was trained",
+                    f"{member.name}'s held-out loss after initial pre-training, forecast before it was trained",
                     loss,
                     "nats/token",
                     len(cells),

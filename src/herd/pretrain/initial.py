@@ -1,4 +1,4 @@
-"""Initial pre-training of a member, exactly as the ladder trained its cells, and what it measured against the forecast."""
+"""Initial pre-training of a member, just as the ladder trained its cells, and its loss against the forecast."""
 
 from __future__ import annotations
 
@@ -41,7 +41,16 @@ class InitialSettings(Section):
 
     @field_serializer("scaling")
     def _only_what_counts(self, scaling: Scaling) -> dict[str, Any]:
-        return scaling.model_dump(exclude={"budgets_flops", "forecast_flops", "confidence", "cells_per_budget", "extra_cells", "expected_optimum"})
+        return scaling.model_dump(
+            exclude={
+                "budgets_flops",
+                "forecast_flops",
+                "confidence",
+                "cells_per_budget",
+                "extra_cells",
+                "expected_optimum",
+            }
+        )
 
 
 def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
@@ -49,7 +58,9 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
     written before this training, is part of this artifact's key.
     """
     if settings.member.from_ != "scratch":
-        raise HerdError(f"member.{settings.member.name}.from: '{settings.member.from_}' is not allowed here; allowed: 'scratch'")
+        raise HerdError(
+            f"member.{settings.member.name}.from: '{settings.member.from_}' is not allowed here; allowed: 'scratch'"
+        )
     shards = load_shards(inputs["shards"].path)
     found = Forecast.from_dict(inputs["forecast"].json("forecast.json"))
     plan = member_plan(settings.scaling, settings.pretrain, settings.member, shards.vocab_size, found)
@@ -89,7 +100,11 @@ def plan_facts(plan: TrainingPlan, shards: Shards) -> dict[str, Any]:
         "steps": plan.steps,
         "flops": plan.flops,
         "batch_tokens": plan.stretches[-1].sequences * plan.stretches[-1].context,
-        "learning_rate": {"peak": plan.schedule.peak, "final": plan.schedule(plan.steps - 1), "warmup_steps": plan.schedule.warmup},
+        "learning_rate": {
+            "peak": plan.schedule.peak,
+            "final": plan.schedule(plan.steps - 1),
+            "warmup_steps": plan.schedule.warmup,
+        },
     }
 
 
@@ -103,19 +118,9 @@ def write_training(out: Draft, state: TrainState, facts: dict[str, Any]) -> None
 
 
 def _claims(member: Member, losses: DocumentLosses, plan: TrainingPlan, found: Forecast) -> list[Claim]:
-    n, of = len(losses.ids), "held-out documents"
-    loss = losses.nats_per_token
-    claims = [Claim(f"{member.name}.pretrain.loss", f"held-out loss of {member.name} after initial pre-training", loss, "nats/token", n, of)]
-    if member.size == "forecast" and member.tokens == "optimal":
-        expected = found.loss_of_size(plan.config.matmul_parameters)
-        claims.append(
-            Claim(
-                f"{member.name}.forecast.error",
-                f"measured loss of {member.name} over the forecast made before it was trained, minus one",
-                loss / expected - 1,
-                "fraction",
-                n,
-                of,
-            )
-        )
-    return claims
+    loss = losses.claim(f"{member.name}.pretrain.loss", f"held-out loss of {member.name} after initial pre-training")
+    if member.size != "forecast" or member.tokens != "optimal":
+        return [loss]
+    expected = found.loss_of_size(plan.config.matmul_parameters)
+    what = f"measured loss of {member.name} over the forecast made before it was trained, minus one"
+    return [loss, Claim(f"{member.name}.forecast.error", what, loss.value / expected - 1, "fraction", loss.n, loss.of)]

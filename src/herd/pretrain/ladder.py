@@ -1,4 +1,4 @@
-"""The IsoFLOP ladder: sizes around the expected optimum at each budget, and more sizes until each minimum is bracketed."""
+"""The IsoFLOP ladder: sizes around each budget's expected optimum, and more until each minimum is bracketed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,16 @@ def ladder(settings: LadderSettings, inputs: Mapping[str, Artifact], out: Draft)
         def ask(budget: float, index: int) -> None:
             asked[budget].add(index)
             if not rows.has(budget, sizes[index]):
-                pending[workers.submit(train_cell, settings, inputs["shards"].path, sizes[index], budget, rows.path(budget, sizes[index]))] = None
+                pending[
+                    workers.submit(
+                        train_cell,
+                        settings,
+                        inputs["shards"].path,
+                        sizes[index],
+                        budget,
+                        rows.path(budget, sizes[index]),
+                    )
+                ] = None
 
         for budget in sorted(asked, reverse=True):  # the longest first, so that no worker idles at the end
             for index in first_cells(counts, settings.scaling, budget):
@@ -79,16 +88,25 @@ def ladder(settings: LadderSettings, inputs: Mapping[str, Artifact], out: Draft)
 
 def _publish(out: Draft, cells: list[dict[str, Any]]) -> None:
     out.write_json("cells.json", [{k: v for k, v in c.items() if k not in ("curve", "seconds")} for c in cells])
-    out.write_json("curves.json", [{"budget_flops": c["budget_flops"], "parameters": c["parameters"], "curve": c["curve"]} for c in cells])
+    out.write_json(
+        "curves.json",
+        [{"budget_flops": c["budget_flops"], "parameters": c["parameters"], "curve": c["curve"]} for c in cells],
+    )
     (out.recorded / "seconds.json").write_text(canonical_json([c["seconds"] for c in cells]))
     write_claims(
         out.folder / "claims.json",
         [
-            Claim(f"ladder.{c['budget_flops']:.3g}.{c['parameters']}.loss", f"held-out loss of {c['parameters']:,} parameters "
-                  f"trained with {c['budget_flops']:.3g} FLOPs", c["loss"], "nats/token", c["documents"], "held-out documents")
+            Claim(
+                f"ladder.{c['budget_flops']:.3g}.{c['parameters']}.loss",
+                f"held-out loss of {c['parameters']:,} parameters trained with {c['budget_flops']:.3g} FLOPs",
+                c["loss"],
+                "nats/token",
+                c["documents"],
+                "held-out documents",
+            )
             for c in cells
         ],
-    )  # fmt: skip
+    )
 
 
 def first_cells(counts: list[int], scaling: Scaling, budget: float) -> list[int]:
@@ -96,7 +114,7 @@ def first_cells(counts: list[int], scaling: Scaling, budget: float) -> list[int]
     width = min(scaling.cells_per_budget, len(counts))
     expected = scaling.expected_optimum
     if expected is None:
-        centre = (len(counts) - 1) * sorted(scaling.budgets_flops).index(budget) / max(1, len(scaling.budgets_flops) - 1)
+        centre = (len(counts) - 1) * sorted(scaling.budgets_flops).index(budget) / (len(scaling.budgets_flops) - 1)
     else:
         target = math.log(expected.parameters * (budget / expected.flops) ** expected.exponent)
         centre = min(range(len(counts)), key=lambda i: abs(math.log(counts[i]) - target))
@@ -104,7 +122,9 @@ def first_cells(counts: list[int], scaling: Scaling, budget: float) -> list[int]
     return list(range(start, start + width))
 
 
-def _widen(scaling: Scaling, asked: dict[float, set[int]], counts: list[int], rows: _Rows, sizes: list[Size], ask: Any) -> list[bool]:
+def _widen(
+    scaling: Scaling, asked: dict[float, set[int]], counts: list[int], rows: _Rows, sizes: list[Size], ask: Any
+) -> list[bool]:
     """Ask for one more size at each budget whose lowest loss lies at the edge; says so. True for each asked."""
     more = []
     for budget, indices in asked.items():
@@ -115,7 +135,7 @@ def _widen(scaling: Scaling, asked: dict[float, set[int]], counts: list[int], ro
             continue
         index = ordered[0] - 1 if lowest(cells) == 0 else ordered[-1] + 1
         if 0 <= index < len(counts):
-            say(f"ladder: at {budget:.3g} FLOPs the lowest loss is at the edge of the sizes; adding {counts[index]:,} parameters")
+            say(f"ladder: {budget:.3g} FLOPs have their lowest loss at an edge; adding {counts[index]:,} parameters")
             ask(budget, index)
             more.append(True)
     return more
@@ -149,7 +169,9 @@ def train_cell(settings: LadderSettings, shards_path: Path, size: Size, budget: 
     model = new_model(config, derive_seed(settings.seed, "init"), hardware)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
     title = f"  {config.matmul_parameters / 1e6:.3f}M at {budget:.2g} FLOPs"
-    state = train(model, next_token, batches, Plan(plan.steps, plan.schedule, settings.pretrain.optimizer), hardware, title)
+    state = train(
+        model, next_token, batches, Plan(plan.steps, plan.schedule, settings.pretrain.optimizer), hardware, title
+    )
     losses = score_documents(model, shards.heldout, config.context, hardware.dtype, settings.max_documents)
     row = _row(size, plan, budget) | {
         "loss": losses.nats_per_token,

@@ -10,9 +10,10 @@ from pydantic import Field
 from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
-from herd.evaluate.perplexity import score_documents
-from herd.evidence import Claim, write_claims
+from herd.evaluate.perplexity import DocumentLosses, score_documents
+from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
+from herd.model.transformer import Transformer
 from herd.pretrain.initial import plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, long_context_scaling
 from herd.recipe import Compute, Pretrain, Section
@@ -33,9 +34,9 @@ class LongContextSettings(Section):
 
 
 def long_context(settings: LongContextSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
-    """Stage: continue inputs["pretrain"] at the long context, at the learning rate that initial pre-training ended with.
+    """Stage: continue inputs["pretrain"] at the long context, at the learning rate that it ended with.
 
-    Measures the loss at the long context before (RoPE stretched or not, whichever the network does better with) and after.
+    Measures the loss at the long context after it and before, there with RoPE stretched or not, whichever is better.
     """
     long = settings.pretrain.long_context
     assert long is not None
@@ -57,22 +58,20 @@ def long_context(settings: LongContextSettings, inputs: Mapping[str, Artifact], 
         steps * sequences * long.context_tokens * config.train_flops_per_token(),
     )
 
-    def score(candidate):  # type: ignore[no-untyped-def]
-        losses = score_documents(candidate, shards.heldout, long.context_tokens, hardware.dtype, settings.max_documents)
-        return losses.nats_per_token, len(losses.ids)
+    def score(candidate: Transformer) -> DocumentLosses:
+        return score_documents(candidate, shards.heldout, long.context_tokens, hardware.dtype, settings.max_documents)
 
-    start = min(score(model)[0], score(unstretched)[0])
+    start = min(score(model), score(unstretched), key=lambda losses: losses.nats_per_token)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"))
     title = f"{settings.member}: context {long.context_tokens}"
-    state = train(model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work)
+    state = train(
+        model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work
+    )
     save_native(out.folder, config, model.state_dict())
     write_training(out, state, plan_facts(plan, shards))
-    after, count = score(model)
     name, at = settings.member, f"held-out loss of {settings.member} in windows of {long.context_tokens} tokens"
-    write_claims(
-        out.folder / "claims.json",
-        [
-            Claim(f"{name}.long-context.loss-before", f"{at}, before the long-context step", start, "nats/token", count, "held-out documents"),
-            Claim(f"{name}.long-context.loss", f"{at}, after it", after, "nats/token", count, "held-out documents"),
-        ],
-    )
+    claims = [
+        start.claim(f"{name}.long-context.loss-before", f"{at}, before the long-context step"),
+        score(model).claim(f"{name}.long-context.loss", f"{at}, after the long-context step"),
+    ]
+    write_claims(out.folder / "claims.json", claims)

@@ -1,4 +1,4 @@
-"""What a recipe means for one network: its shape, batch, learning rate and steps, each by a rule that can be printed."""
+"""What a recipe means for one network: shape, batch, learning rate and steps, each by a rule that can be printed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def model_config(size: Size, pretrain: Pretrain, vocab_size: int) -> ModelConfig
     """The network of a size; what the size leaves out follows from `[pretrain.architecture]`."""
     rules = pretrain.architecture
     heads = size.heads or max(1, size.dim // rules.head_dim)
-    kv_heads = size.kv_heads or max(k for k in range(1, heads + 1) if heads % k == 0 and (k == 1 or k * rules.queries_per_kv_head <= heads))
+    kv_heads = size.kv_heads or max(
+        k for k in range(1, heads + 1) if heads % k == 0 and (k == 1 or k * rules.queries_per_kv_head <= heads)
+    )
     return ModelConfig(
         layers=size.layers,
         dim=size.dim,
@@ -76,21 +78,19 @@ def candidate_sizes(scaling: Scaling) -> list[Size]:
 def forecast_size(parameters: float, scaling: Scaling, pretrain: Pretrain, vocab_size: int) -> Size:
     """The network nearest to a forecast number of parameters, in the ratio of the two.
 
-    Widths and depths are those between neighbours of the grid: the depth of either, the width in steps of a head.
+    Depth and width lie between those of the grid's sizes just below and above; beyond the grid, up to twice its last.
     """
-    grid = sorted(candidate_sizes(scaling), key=lambda s: s.dim)
-    step = pretrain.architecture.head_dim
-    widths = range(grid[0].dim, 2 * grid[-1].dim + 1, step)
-    depths = range(min(s.layers for s in grid), 2 * max(s.layers for s in grid) + 1)
-    aspect = [s.dim / s.layers for s in grid]
+    grid = candidate_sizes(scaling)
 
-    def distance(size: Size) -> tuple[float, float]:
-        count = model_config(size, pretrain, vocab_size).matmul_parameters
-        shape = size.dim / size.layers
-        outside = max(0.0, math.log(min(aspect) / shape), math.log(shape / max(aspect)))
-        return abs(math.log(count / parameters)) + 10 * outside, abs(shape - grid[-1].dim / grid[-1].layers)
+    def count(size: Size) -> int:
+        return model_config(size, pretrain, vocab_size).matmul_parameters
 
-    return min((Size(layers=layers, dim=dim) for dim in widths for layers in depths), key=distance)
+    below = max((s for s in grid if count(s) <= parameters), key=count, default=grid[0])
+    above = min((s for s in grid if count(s) > parameters), key=count, default=None)
+    above = above or Size(layers=2 * grid[-1].layers, dim=2 * grid[-1].dim)
+    widths = range(below.dim, above.dim + 1, math.gcd(*(s.dim for s in grid)))
+    between = (Size(layers=layers, dim=dim) for layers in range(below.layers, above.layers + 1) for dim in widths)
+    return min(between, key=lambda size: abs(math.log(count(size) / parameters)))
 
 
 def plan_budget(config: ModelConfig, pretrain: Pretrain, flops: float, peak: float | None = None) -> TrainingPlan:
@@ -98,12 +98,16 @@ def plan_budget(config: ModelConfig, pretrain: Pretrain, flops: float, peak: flo
     return plan_tokens(config, pretrain, flops / config.train_flops_per_token(), flops, peak)
 
 
-def plan_tokens(config: ModelConfig, pretrain: Pretrain, tokens: float, flops: float, peak: float | None = None) -> TrainingPlan:
+def plan_tokens(
+    config: ModelConfig, pretrain: Pretrain, tokens: float, flops: float, peak: float | None = None
+) -> TrainingPlan:
     """Train a network on a number of tokens; `flops` sets the batch by the recipe's rule."""
     stretches = tuple(_stretches(config, pretrain, tokens, flops))
     steps = sum(s.steps for s in stretches)
     if steps < 1:
-        raise HerdError(f"{tokens:,.0f} tokens are less than one batch; raise the budget or lower pretrain.batch.tokens")
+        raise HerdError(
+            f"{tokens:,.0f} tokens are less than one batch; raise the budget or lower pretrain.batch.tokens"
+        )
     rate = pretrain.learning_rate
     scale = math.sqrt(rate.reference_dim / config.dim) if rate.reference_dim and peak is None else 1.0
     top = (peak or rate.peak) * scale
@@ -166,11 +170,15 @@ def long_context_scaling(pretrain: Pretrain) -> RopeScaling:
 class PlannedBatches:
     """Batches of a plan's stretches one after the other, by step."""
 
-    def __init__(self, shards: Shards, stretches: tuple[Stretch, ...], seed: int, weights: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, shards: Shards, stretches: tuple[Stretch, ...], seed: int, weights: dict[str, float] | None = None
+    ) -> None:
         self._loaders: list[tuple[int, Loader]] = []
         first = 0
         for index, s in enumerate(stretches):
-            loader = Loader(shards.streams, s.context, s.sequences, s.steps, derive_seed(seed, index), shards.bos_id, weights)
+            loader = Loader(
+                shards.streams, s.context, s.sequences, s.steps, derive_seed(seed, index), shards.bos_id, weights
+            )
             self._loaders.append((first, loader))
             first += s.steps
 

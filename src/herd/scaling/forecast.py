@@ -108,10 +108,12 @@ def extrapolate_loss(bowls: Sequence[Bowl], budget_flops: float) -> float:
 
 
 def _noise(bowls: Sequence[Bowl]) -> float:
-    """Standard deviation of a cell's loss around its parabola, pooled; each parabola spends three degrees of freedom."""
+    """Standard deviation of a cell's loss around its parabola, pooled; a parabola spends three degrees of freedom."""
     freedom = sum(len(b.residuals) - 3 for b in bowls)
     if freedom < 1:
-        raise HerdError("forecast: no interval can be given from three cells a budget; set scaling.cells_per_budget to 4 or more")
+        raise HerdError(
+            "forecast: no interval can be given from three cells a budget; set scaling.cells_per_budget to 4 or more"
+        )
     return math.sqrt(sum(r * r for b in bowls for r in b.residuals) / freedom)
 
 
@@ -123,7 +125,9 @@ def _draws(groups: Sequence[Sequence[Cell]], budget: float, noise: float, random
     """
     rows: list[tuple[float, float, float]] = []
     for _ in range(DRAWS):
-        redrawn = [[Cell(c.budget_flops, c.parameters, c.tokens, c.loss + noise * random.normal()) for c in g] for g in groups]
+        redrawn = [
+            [Cell(c.budget_flops, c.parameters, c.tokens, c.loss + noise * random.normal()) for c in g] for g in groups
+        ]
         luck = noise * random.normal()
         bowls = _accepted(redrawn)
         if bowls is not None:
@@ -131,8 +135,8 @@ def _draws(groups: Sequence[Sequence[Cell]], budget: float, noise: float, random
             rows.append((extrapolate_loss(bowls, budget) + luck, law(budget), law.exponent))
     if len(rows) < DRAWS // 2:
         raise HerdError(
-            f"forecast: the bowls are too shallow for their noise of {noise:.3f} nats (only {len(rows)} of {DRAWS} redrawn ladders "
-            "keep every minimum inside its sizes); add cells to scaling.cells_per_budget or raise the budgets"
+            f"forecast: the bowls are too shallow for their noise of {noise:.3f} nats: only {len(rows)} of {DRAWS} "
+            "redrawn ladders keep every minimum inside its sizes; raise scaling.cells_per_budget or the budgets"
         )
     return np.array(rows)
 
@@ -143,5 +147,7 @@ def _accepted(groups: Sequence[Sequence[Cell]]) -> list[Bowl] | None:
         bowls = [fit_bowl(group) for group in groups]
     except HerdError:
         return None
-    inside = all(g[0].parameters <= b.optimum_parameters <= g[-1].parameters for b, g in zip(bowls, groups, strict=True))
+    inside = all(
+        g[0].parameters <= b.optimum_parameters <= g[-1].parameters for b, g in zip(bowls, groups, strict=True)
+    )
     return bowls if inside else None

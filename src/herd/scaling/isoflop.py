@@ -66,7 +66,9 @@ def fit_bowl(cells: Sequence[Cell], width: int = 5) -> Bowl:
     x, loss = np.log([c.parameters for c in near]), np.array([c.loss for c in near])
     a, b, c = np.polyfit(x - x.mean(), loss, 2)
     if a <= 0:
-        raise HerdError(f"budget {near[0].budget_flops:.3g} FLOPs: losses do not form a bowl over size; widen scaling.grid")
+        raise HerdError(
+            f"budget {near[0].budget_flops:.3g} FLOPs: losses do not form a bowl over size; widen scaling.grid"
+        )
     offset = -b / (2 * a)
     optimum = math.exp(offset + x.mean())
     # Tokens at the optimum: at a fixed budget ln D falls with ln N almost in a line, so interpolate there.

@@ -20,7 +20,9 @@ from herd.console import warn
 KEEP = 2
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+) -> None:
     """Write the state after `step` steps; older checkpoints but the last are deleted. `extra` must be JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = folder / f"step-{step:09d}.safetensors"
@@ -32,7 +34,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]] | None:
     """Restore the newest checkpoint that is whole; (steps done, extra), or None where there is none.
 
     A damaged one is named in a warning and the one before it is used.

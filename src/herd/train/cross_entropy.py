@@ -32,7 +32,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(hidden_RD), torch.zeros_like(weight_VD, dtype=wide)
         loss = torch.zeros((), dtype=wide, device=hidden_RD.device)
         for start in range(0, len(hidden_RD), CHUNK_ROWS):
-            hidden, targets = hidden_RD[start : start + CHUNK_ROWS].to(dtype), targets_R[start : start + CHUNK_ROWS, None]
+            hidden, targets = (
+                hidden_RD[start : start + CHUNK_ROWS].to(dtype),
+                targets_R[start : start + CHUNK_ROWS, None],
+            )
             logits = (hidden @ weight.T).to(wide)
             chosen = logits.gather(1, targets)
             loss += (torch.logsumexp(logits, -1, keepdim=True) - chosen).sum()

@@ -122,13 +122,17 @@ def _micro_batches(batch: Batch, rows: int) -> Iterable[Batch]:
         yield Batch(batch.inputs[cut], batch.targets[cut], batch.documents[cut])
 
 
-def _log(state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]], step: int, rate: float, title: str) -> None:
+def _log(
+    state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]], step: int, rate: float, title: str
+) -> None:
     loss = float(torch.stack([row[0] for row in pending]).mean())
     norm = float(torch.stack([row[1] for row in pending]).mean())
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise HerdError(f"{title}: loss {loss}, gradient norm {norm} at step {step}; lower pretrain.learning_rate.peak")
     state.tokens += sum(row[2] for row in pending)
-    state.metrics.append({"step": step, "tokens": state.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
+    state.metrics.append(
+        {"step": step, "tokens": state.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+    )
     pending.clear()
 
 

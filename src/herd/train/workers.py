@@ -42,7 +42,9 @@ class Workers:
         """Run a module-level function in a worker."""
         return self._pool.submit(function, *arguments)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self._held_open.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
