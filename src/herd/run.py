@@ -135,6 +135,8 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
     from herd.pretrain.long_context import LongContextSettings
 
     member, shards = recipe.find_member(name), {"shards": "shards"}
+    if member.from_ != "scratch":
+        raise HerdError(f"member {name}: from = '{member.from_}' is not supported by this version; allowed: 'scratch'")
     common: dict[str, Any] = {
         "seed": recipe.family.seed,
         "max_documents": recipe.evaluate.max_documents,
@@ -255,6 +257,9 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
     run = out or Path("runs") / recipe.family.name
     plan = stages(recipe, path.parent)
     choice.check(plan, recipe)
+    for name in ("posttrain", "safety"):
+        if getattr(recipe, name) is not None:
+            say(f"[{name}] is validated, but no stage of this version reads it")
     run.mkdir(parents=True, exist_ok=True)
     with locked(run):
         clean_drafts(run)

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field, field_serializer
 
 from herd.artifact import Artifact, Draft, canonical_json
-from herd.console import HerdError
 from herd.data.loader import derive_seed
 from herd.data.shards import Shards, load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
@@ -57,10 +56,6 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
     """Stage: train a member from scratch. The forecast is among the inputs, so its hash, and with it that it was
     written before this training, is part of this artifact's key.
     """
-    if settings.member.from_ != "scratch":
-        raise HerdError(
-            f"member.{settings.member.name}.from: '{settings.member.from_}' is not allowed here; allowed: 'scratch'"
-        )
     shards = load_shards(inputs["shards"].path)
     found = Forecast.from_dict(inputs["forecast"].json("forecast.json"))
     plan = member_plan(settings.scaling, settings.pretrain, settings.member, shards.vocab_size, found)

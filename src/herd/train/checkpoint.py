@@ -37,7 +37,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]] | None:
-    """Restore the newest checkpoint that is whole; (steps done, extra), or None where there is none.
+    """Restore the newest checkpoint that is whole; (steps done, extra), or None where there is none of this network.
 
     A damaged one is named in a warning and the one before it is used.
     """
@@ -47,7 +47,11 @@ def load_checkpoint(
         if not tensors.is_file() or file_sha256(tensors) != state["sha256"]:
             warn(f"{tensors}: does not match its checksum; using the checkpoint before it")
             continue
-        _restore(load_file(tensors), model, optimizer)
+        loaded = load_file(tensors)
+        if any(loaded.get(f"model.{n}", torch.empty(0)).shape != p.shape for n, p in model.named_parameters()):
+            warn(f"{tensors}: holds another network, of an older version of herd; starting this training anew")
+            return None
+        _restore(loaded, model, optimizer)
         return state["step"], state["extra"]
     return None
 

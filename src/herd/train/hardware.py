@@ -33,10 +33,11 @@ def choose_hardware(compute: Compute) -> Hardware:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise HerdError(f"compute.device: '{name}' is not available to this PyTorch ({torch.__version__})")
-    if compute.mesh.size > 1:
+    started = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+    if max(compute.mesh.size, started) > 1:
         raise HerdError(
-            f"compute.mesh: asks for {compute.mesh.size} processes; this version trains in one (tp=cp=pp=dp=1). "
-            "`herd recipe check` plans such a recipe"
+            f"compute.mesh: {compute.mesh.size} processes asked for, {started} started; this version trains in one "
+            "(tp=cp=pp=dp=1). `herd recipe check` plans such a recipe"
         )
     if compute.dtype == "auto":
         dtype = torch.bfloat16 if _native_bfloat16(name) else torch.float32

@@ -83,7 +83,7 @@ def train(
     model.train()
     with progress(title, plan.steps) as bar:
         while done < plan.steps:
-            pending.append(_step(model, objective, batches[done], optimizer, plan, done, hardware))
+            pending.append(train_step(model, objective, batches[done], optimizer, plan, done, hardware))
             done += 1
             if done % log_every == 0 or done == plan.steps:
                 _log(state, pending, done, plan.schedule(done - 1), title)
@@ -99,7 +99,7 @@ def train(
     return state
 
 
-def _step(
+def train_step(
     model: Transformer, objective: Objective, batch: Batch, optimizer: Any, plan: Plan, step: int, hardware: Hardware
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """One optimizer step; mean loss, gradient norm before clipping, tokens."""
