@@ -13,11 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd import artifact as artifacts
-from herd.artifact import MANIFEST, Artifact, Draft, clean_drafts, find, open_artifact, publish, stage_key, verify, write_atomically
+from herd.artifact import (
+    MANIFEST,
+    Artifact,
+    Draft,
+    clean_drafts,
+    find,
+    open_artifact,
+    publish,
+    stage_key,
+    verify,
+    write_atomically,
+)
 from herd.console import HerdError
 
 KEY = stage_key("toy", 1, {"width": 3}, {})
-JSON_VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    max_leaves=8,
+)
 
 
 def publish_toy(run: Path, text: str = "hello", key: str = KEY, seconds: float = 1.0) -> Artifact:
@@ -90,7 +105,15 @@ def careless_publish(run, stage, key, asked, recorded):
     folder.mkdir(exist_ok=True)
     work = run / ".work"
     work.mkdir(exist_ok=True)
-    manifest = {"schema": 1, "stage": stage, "key": key, "content": "", "asked": asked, "files": {}, "recorded": recorded}
+    manifest = {
+        "schema": 1,
+        "stage": stage,
+        "key": key,
+        "content": "",
+        "asked": asked,
+        "files": {},
+        "recorded": recorded,
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     yield Draft(folder, work)
 
@@ -310,7 +333,9 @@ def test_json_is_utf8_whatever_the_locale(tmp_path):
     contents = set()
     for name, utf8 in (("plain", "0"), ("utf8", "1")):
         environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}
-        done = subprocess.run([sys.executable, "-c", writer, str(tmp_path / name), KEY], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", writer, str(tmp_path / name), KEY], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         contents.add(done.stdout)
     assert len(contents) == 1

@@ -46,7 +46,15 @@ def test_counts_read_back_to_what_they_were_in_three_digits(count):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(999, "999"), (999_499, "999K"), (999_500, "1M"), (999_999_999, "1B"), (87_200, "87.2K"), (8_030_261_248, "8.03B")]
+    ("count", "text"),
+    [
+        (999, "999"),
+        (999_499, "999K"),
+        (999_500, "1M"),
+        (999_999_999, "1B"),
+        (87_200, "87.2K"),
+        (8_030_261_248, "8.03B"),
+    ],
 )
 def test_counts_beside_a_unit(count, text):
     assert human_count(count) == text
@@ -161,7 +169,13 @@ def test_events_of_another_process_arrive_whole(events):
     redirect(events.append)
     while not channel.empty():
         console.deliver(Event(*pickle.loads(channel.get())))
-    assert [(e.kind, e.text) for e in events] == [("open", "cell"), ("update", "loss 3"), ("say", "hello"), ("warn", "careful"), ("close", "")]
+    assert [(e.kind, e.text) for e in events] == [
+        ("open", "cell"),
+        ("update", "loss 3"),
+        ("say", "hello"),
+        ("warn", "careful"),
+        ("close", ""),
+    ]
     assert len({e.bar for e in events if e.kind in ("open", "update", "close")}) == 1
     assert (events[1].total, events[1].done) == (10, 4)
 

@@ -60,7 +60,9 @@ def test_clusters_are_what_is_resampled():
     """Taking every token for independent evidence gives an interval that is far too narrow."""
     losses, tokens = documents(np.random.default_rng(2), 80)
     clustered = ratio_bootstrap(losses, tokens, 0)
-    as_tokens = ratio_bootstrap(np.repeat(losses / tokens, tokens.astype(int)), np.ones(int(tokens.sum())), 0, samples=200)
+    as_tokens = ratio_bootstrap(
+        np.repeat(losses / tokens, tokens.astype(int)), np.ones(int(tokens.sum())), 0, samples=200
+    )
     assert clustered.high - clustered.low > 5 * (as_tokens.high - as_tokens.low)
 
 
@@ -80,7 +82,9 @@ def test_the_bootstrap_is_a_function_of_its_seed_and_scales(scale, seed):
     losses, tokens = documents(np.random.default_rng(4), 30)
     one = ratio_bootstrap(losses, tokens, seed, samples=50)
     assert one == ratio_bootstrap(losses, tokens, seed, samples=50)
-    assert ratio_bootstrap(losses * scale, tokens, seed, samples=50) == pytest.approx((one.low * scale, one.high * scale))
+    assert ratio_bootstrap(losses * scale, tokens, seed, samples=50) == pytest.approx(
+        (one.low * scale, one.high * scale)
+    )
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200), st.floats(0.05, 0.99))

@@ -28,6 +28,7 @@ _VARIABLES |= {c: f"c{i}" for i, c in enumerate(SERIES)} | {c: f"r{i}" for i, c 
 WIDTH_INCHES, FONT_POINTS = 5.0, 9.0
 _SETTINGS = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": FONT_POINTS,
     "axes.labelsize": FONT_POINTS,
     "text.color": INK,

@@ -17,7 +17,9 @@ def streams(**lengths: int) -> dict[str, np.ndarray]:
 
 
 def same(a, b) -> bool:
-    return all(np.array_equal(x, y) for x, y in ((a.inputs, b.inputs), (a.targets, b.targets), (a.documents, b.documents)))
+    return all(
+        np.array_equal(x, y) for x, y in ((a.inputs, b.inputs), (a.targets, b.targets), (a.documents, b.documents))
+    )
 
 
 def test_a_batch_depends_on_its_step_alone():
@@ -29,9 +31,21 @@ def test_a_batch_depends_on_its_step_alone():
 
 
 def test_seeds_and_only_they_change_the_order():
-    runs = [[Loader(streams(code=500, prose=900), 7, 3, 20, seed, BOS)[i].inputs.tolist() for i in range(20)] for seed in (1, 1, 2)]
+    runs = [
+        [Loader(streams(code=500, prose=900), 7, 3, 20, seed, BOS)[i].inputs.tolist() for i in range(20)]
+        for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
-    assert len({derive_seed(seed, *names) for seed in (1, 2) for names in (("order",), ("init",), ("order", 1), ("ord", "er"))}) == 8
+    assert (
+        len(
+            {
+                derive_seed(seed, *names)
+                for seed in (1, 2)
+                for names in (("order",), ("init",), ("order", 1), ("ord", "er"))
+            }
+        )
+        == 8
+    )
     assert derive_seed(1, "a") == derive_seed(1, "a") < 2**48
 
 
@@ -85,9 +99,14 @@ def test_kinds_are_drawn_by_their_tokens_times_their_weight():
 def test_documents_are_numbered_in_each_row():
     stream = np.array([BOS, 5, 6, BOS, 7, 8, 9, BOS, 5, BOS, BOS, 4, 9, 9, 9, 9, 1], dtype=np.uint16)
     loader = Loader({"code": stream}, 8, 2, 1, 0, BOS)
-    rows = {tuple(row): tuple(ids) for row, ids in zip(loader[0].inputs.tolist(), loader[0].documents.tolist(), strict=True)}
+    rows = {
+        tuple(row): tuple(ids) for row, ids in zip(loader[0].inputs.tolist(), loader[0].documents.tolist(), strict=True)
+    }
     numbered = {row: [i - ids[0] for i in ids] for row, ids in rows.items()}
-    assert numbered == {(0, 5, 6, 0, 7, 8, 9, 0): [0, 0, 0, 1, 1, 1, 1, 2], (5, 0, 0, 4, 9, 9, 9, 9): [0, 1, 2, 2, 2, 2, 2, 2]}
+    assert numbered == {
+        (0, 5, 6, 0, 7, 8, 9, 0): [0, 0, 0, 1, 1, 1, 1, 2],
+        (5, 0, 0, 4, 9, 9, 9, 9): [0, 1, 2, 2, 2, 2, 2, 2],
+    }
 
 
 def test_streams_that_are_too_short_are_refused():

@@ -8,7 +8,9 @@ from herd.model.attention import BLOCK_ROWS, BLOCKED_UP_TO, attend
 from herd.model.transformer import document_mask
 
 
-def inputs(batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, dtype: torch.dtype = torch.float64):
+def inputs(
+    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, dtype: torch.dtype = torch.float64
+):
     torch.manual_seed(queries + heads)
     shapes = [(batch, heads, queries, width), (batch, kv_heads, keys, width), (batch, kv_heads, keys, width)]
     return [torch.randn(shape, dtype=dtype) for shape in shapes]

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from herd.console import HerdError
 from herd.model.config import LLAMA3, ModelConfig, RopeScaling, ffn_width, released_ffn_width
@@ -43,13 +45,17 @@ def test_the_papers_sizes_are_exact(name, total, body):
     assert body is None or LLAMA3[name].body_parameters == body
 
 
-@pytest.mark.parametrize(("name", "kibibytes", "full_gibibytes"), [("8B", 128, 16), ("70B", 320, 40), ("405B", 504, 63)])
+@pytest.mark.parametrize(
+    ("name", "kibibytes", "full_gibibytes"), [("8B", 128, 16), ("70B", 320, 40), ("405B", 504, 63)]
+)
 def test_the_cache_of_a_token_is_the_tables(name, kibibytes, full_gibibytes):
     assert LLAMA3[name].kv_cache_bytes_per_token() == kibibytes * 1024
     assert LLAMA3[name].kv_cache_bytes_per_token() * LLAMA3[name].context == full_gibibytes * 2**30
 
 
-@pytest.mark.parametrize(("name", "multiplier", "multiple_of"), [("8B", 1.3, 1024), ("70B", 1.3, 4096), ("405B", 1.2, 4096)])
+@pytest.mark.parametrize(
+    ("name", "multiplier", "multiple_of"), [("8B", 1.3, 1024), ("70B", 1.3, 4096), ("405B", 1.2, 4096)]
+)
 def test_the_released_rule_gives_the_released_widths(name, multiplier, multiple_of):
     assert released_ffn_width(LLAMA3[name].dim, multiplier, multiple_of) == LLAMA3[name].ffn_dim
 
@@ -66,15 +72,15 @@ def test_counts_are_those_of_the_network_that_is_built(config):
     model = Transformer(config)
     counts = {name: p.numel() for name, p in model.named_parameters()}  # a tied head is listed once
     assert config.parameters == sum(counts.values())
-    assert config.body_parameters == sum(n for name, n in counts.items() if not name.startswith(("tok_embeddings", "output")))
-    matrices = sum(m.weight.numel() for name, m in model.named_modules() if type(m).__name__ == "Linear")
+    assert config.body_parameters == sum(
+        n for name, n in counts.items() if not name.startswith(("tok_embeddings", "output"))
+    )
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     assert config.matmul_parameters == matrices
 
 
 @given(configs(), st.integers(1, 5))
 def test_the_cache_is_as_large_as_it_says(config, tokens):
-    import torch
-
     cache = KVCache(config, 1, tokens, torch.bfloat16, torch.device("cpu"))
     assert cache.values.nbytes == tokens * config.kv_cache_bytes_per_token()
 
@@ -83,12 +89,9 @@ def test_the_cache_is_as_large_as_it_says(config, tokens):
 @given(configs())
 def test_training_flops_are_those_that_torch_counts(config):
     """Forward FLOPs of the matrices by torch's counter, times three; attention over half the context on average."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     model = Transformer(config).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, config.context, dtype=torch.long))
+        model.forward(torch.zeros(1, config.context, dtype=torch.long))
     counted = counter.get_flop_counts()["Global"]
     matrices = sum(flops for op, flops in counted.items() if "attention" not in str(op) and "bmm" not in str(op))
     assert 3 * matrices / config.context == 6 * config.matmul_parameters
@@ -103,10 +106,13 @@ def test_a_config_survives_json(config):
 
 def test_bad_configs_are_named():
     good = LLAMA3["8B"].to_dict()
-    for change, message in [({"kv_heads": 5}, "32 attention heads do not divide into 5"), ({"head_dim": 3}, "head_dim 3 is odd")]:
+    for change, message in [
+        ({"kv_heads": 5}, "32 attention heads do not divide into 5"),
+        ({"head_dim": 3}, "head_dim 3 is odd"),
+    ]:
         with pytest.raises(HerdError, match=message):
             ModelConfig.from_dict(good | change)
-    with pytest.raises(HerdError, match="model config.*'experts'"):
+    with pytest.raises(HerdError, match=r"model config.*'experts'"):
         ModelConfig.from_dict(good | {"experts": 8})
-    with pytest.raises(HerdError, match="model config.*'layers'"):
+    with pytest.raises(HerdError, match=r"model config.*'layers'"):
         ModelConfig.from_dict({k: v for k, v in good.items() if k != "layers"})

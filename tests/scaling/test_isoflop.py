@@ -17,10 +17,23 @@ from herd.scaling.power_law import fit_power_law
 PUBLISHED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "scaling" / "porian_isoflop_points.csv"
 
 
-def bowl_cells(optimum: float, curvature: float, lowest: float, sizes: list[float], budget: float = 1e15, noise: float = 0.0, seed: int = 0) -> list[Cell]:
+def bowl_cells(
+    optimum: float,
+    curvature: float,
+    lowest: float,
+    sizes: list[float],
+    budget: float = 1e15,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> list[Cell]:
     random = np.random.default_rng(seed)
     return [
-        Cell(budget, round(n), round(budget / (6 * n)), curvature * math.log(n / optimum) ** 2 + lowest + noise * random.normal())
+        Cell(
+            budget,
+            round(n),
+            round(budget / (6 * n)),
+            curvature * math.log(n / optimum) ** 2 + lowest + noise * random.normal(),
+        )
         for n in sizes
     ]
 
@@ -55,7 +68,14 @@ def test_far_cells_do_not_bend_the_bowl():
 
 @pytest.mark.parametrize(
     ("losses", "bracketed"),
-    [([3, 2, 1], False), ([1, 2, 3], False), ([3, 1, 2], True), ([3, 2], False), ([4, 3, 3.5, 2], False), ([5, 4, 1, 2, 3], True)],
+    [
+        ([3, 2, 1], False),
+        ([1, 2, 3], False),
+        ([3, 1, 2], True),
+        ([3, 2], False),
+        ([4, 3, 3.5, 2], False),
+        ([5, 4, 1, 2, 3], True),
+    ],
 )
 def test_a_minimum_counts_when_it_was_seen_from_both_sides(losses, bracketed):
     cells = [Cell(1e15, 10**6 * 2**i, 10, loss) for i, loss in enumerate(losses)]
@@ -97,20 +117,26 @@ def test_a_fit_is_finite_or_refused(losses):
 
 def published_points() -> dict[str, list[Cell]]:
     if not PUBLISHED.exists():
-        pytest.skip(f"the published points are not here ({PUBLISHED.name}; they stand beside the repository, in shared/data/scaling)")
+        pytest.skip(f"{PUBLISHED.name} is not here (it stands beside the repository, in shared/data/scaling)")
     points = defaultdict(list)
     with PUBLISHED.open(newline="") as stream:
         for row in csv.DictReader(stream):
-            points[row["config"]].append(Cell(float(row["flops"]), int(float(row["n"])), round(float(row["tokens"])), float(row["loss"])))
+            points[row["config"]].append(
+                Cell(float(row["flops"]), int(float(row["n"])), round(float(row["tokens"])), float(row["loss"]))
+            )
     return points
 
 
 @pytest.mark.parametrize(
-    ("config", "exponent"), [("0", 0.834), ("1", 0.701), ("2", 0.604), ("3", 0.571), ("4", 0.497)], ids=["kaplan", "head", "warmup", "decay", "tuned"]
+    ("config", "exponent"),
+    [("0", 0.834), ("1", 0.701), ("2", 0.604), ("3", 0.571), ("4", 0.497)],
+    ids=["kaplan", "head", "warmup", "decay", "tuned"],
 )
 def test_published_points_give_the_published_exponent(config, exponent):
-    """Porian et al. 2024, five set-ups between Kaplan's and Chinchilla's; they interpolate instead of fitting parabolas,
+    """Porian et al. 2024, five set-ups between Kaplan's and Chinchilla's. They interpolate, we fit parabolas,
     which moves the exponent by up to 0.03 (README beside the data)."""
     bowls = [fit_bowl(group) for group in by_budget(published_points()[config]) if is_bracketed(group)]
     assert len(bowls) >= 5
-    assert fit_power_law([b.budget_flops for b in bowls], [b.optimum_parameters for b in bowls]).exponent == pytest.approx(exponent, abs=0.04)
+    assert fit_power_law(
+        [b.budget_flops for b in bowls], [b.optimum_parameters for b in bowls]
+    ).exponent == pytest.approx(exponent, abs=0.04)

@@ -11,7 +11,7 @@ from herd.scaling.power_law import PowerLaw, fit_power_law
 
 
 def test_the_papers_legend_gives_the_papers_tokens():
-    """(A, alpha) = (0.299, 0.537) of Figure 3 at 3.8e25 FLOPs: 16.3T tokens; the rounded pair of the text misses (spec E1)."""
+    """(A, alpha) = (0.299, 0.537) of Figure 3 at 3.8e25 FLOPs: 16.3T tokens; the text's rounding misses (spec E1)."""
     legend = PowerLaw(math.log(0.299), 0.537)
     assert legend(3.8e25) == pytest.approx(16.3e12, rel=0.005)
     assert PowerLaw(math.log(0.29), 0.53)(3.8e25) == pytest.approx(10.5e12, rel=0.005)
@@ -20,7 +20,11 @@ def test_the_papers_legend_gives_the_papers_tokens():
     assert [legend(c) for c in (6e18, 1e22)] == pytest.approx([3.6e9, 195e9], rel=0.02)
 
 
-@given(st.floats(-3, 3).filter(lambda e: abs(e) > 0.01), st.floats(-20, 20), st.lists(st.floats(1, 60), min_size=2, max_size=8, unique=True))
+@given(
+    st.floats(-3, 3).filter(lambda e: abs(e) > 0.01),
+    st.floats(-20, 20),
+    st.lists(st.floats(1, 60), min_size=2, max_size=8, unique=True),
+)
 def test_points_on_a_law_give_the_law(exponent, log_coefficient, log_x):
     if max(log_x) - min(log_x) < 0.1:
         return

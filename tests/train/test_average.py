@@ -16,7 +16,10 @@ def write(folder, states):
 
 def test_the_mean_is_that_of_float64(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    states = [{"a": torch.randn(5, 3, generator=generator) * 10**i, "b": torch.randn(2, generator=generator)} for i in range(5)]
+    states = [
+        {"a": torch.randn(5, 3, generator=generator) * 10**i, "b": torch.randn(2, generator=generator)}
+        for i in range(5)
+    ]
     found = average_checkpoints(write(tmp_path, states))
     assert found.keys() == {"a", "b"}
     for name, value in found.items():
@@ -36,7 +39,9 @@ def test_small_changes_to_large_weights_are_not_lost(tmp_path):
     assert average_checkpoints(write(tmp_path, states))["a"].item() == (2**24 + 12) / 4
 
 
-@pytest.mark.parametrize("other", [{"a": torch.zeros(2)}, {"b": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "other", [{"a": torch.zeros(2)}, {"b": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.zeros(1)}]
+)
 def test_files_that_differ_are_refused_by_name(tmp_path, other):
     with pytest.raises(ValueError, match=r"1\.safetensors: tensors differ"):
         average_checkpoints(write(tmp_path, [{"a": torch.zeros(3)}, other]))

@@ -1,4 +1,4 @@
-"""What was saved comes back bit for bit, and a damaged checkpoint costs the steps since the one before it, not the run."""
+"""What was saved comes back bit for bit; a damaged checkpoint costs the steps since the one before it, not the run."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,14 @@ def marker(text: str):
     return damage
 
 
-DAMAGES = {"bit": flip, "cut": cut, "no tensors": without_tensors, "empty marker": marker(""), "cut marker": marker('{"schema": 1'), "no hash": marker("{}")}
+DAMAGES = {
+    "bit": flip,
+    "cut": cut,
+    "no tensors": without_tensors,
+    "empty marker": marker(""),
+    "cut marker": marker('{"schema": 1'),
+    "no hash": marker("{}"),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

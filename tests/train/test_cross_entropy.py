@@ -15,7 +15,9 @@ def both(rows: int, dim: int, vocabulary: int, dtype: torch.dtype, scale: float 
     results = []
     for ours in (True, False):
         h, w = (t.to(dtype if ours else torch.float64).requires_grad_() for t in (hidden, weight))
-        loss = linear_cross_entropy(h, w, targets, dtype) if ours else F.cross_entropy(h @ w.T, targets, reduction="sum")
+        loss = (
+            linear_cross_entropy(h, w, targets, dtype) if ours else F.cross_entropy(h @ w.T, targets, reduction="sum")
+        )
         (scale * loss).backward()
         results.append((loss.detach(), h.grad, w.grad))
     return results
@@ -45,7 +47,9 @@ def test_bfloat16_products_keep_a_float32_loss_and_gradients_in_the_types_of_the
 
 def test_large_logits_do_not_overflow():
     hidden = torch.full((4, 2), 1e4, requires_grad=True)
-    loss = linear_cross_entropy(hidden, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.zeros(4, dtype=torch.long), torch.float32)
+    loss = linear_cross_entropy(
+        hidden, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.zeros(4, dtype=torch.long), torch.float32
+    )
     loss.backward()
     assert loss.item() == 0 and hidden.grad is not None and hidden.grad.isfinite().all()
 

@@ -1,6 +1,7 @@
 """The learning rate of a step, and AdamW against one written out by hand in float64."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ def test_the_rate_rises_in_a_line_to_its_peak_and_falls_to_its_end(schedule):
     rates = [schedule(step) for step in range(schedule.steps)]
     rising, falling = rates[: schedule.warmup], rates[schedule.warmup :]
     assert rising == pytest.approx([schedule.peak * (i + 1) / schedule.warmup for i in range(schedule.warmup)])
-    assert all(first >= second for first, second in zip(falling, falling[1:], strict=False))
+    assert all(first >= second for first, second in pairwise(falling))
     assert rates[-1] == pytest.approx(schedule.final, abs=1e-12 * schedule.peak)
     assert all(0 <= rate <= schedule.peak * (1 + 1e-12) for rate in rates)
-    assert schedule(schedule.steps + 100) == pytest.approx(schedule.final, abs=1e-12 * schedule.peak)  # past the horizon it stays
+    assert schedule(schedule.steps + 100) == pytest.approx(
+        schedule.final, abs=1e-12 * schedule.peak
+    )  # past the horizon it stays
 
 
 def test_the_papers_cosine():
@@ -37,7 +40,9 @@ def test_the_papers_cosine():
     assert schedule(7999) == 8e-5 and schedule(3999) == 4e-5
     for step in (8000, 100_000, 604_000, 1_199_999):
         progress = (step + 1 - 8000) / (1_200_000 - 8000)
-        assert schedule(step) == pytest.approx(8e-7 + 0.5 * (8e-5 - 8e-7) * (1 + math.cos(math.pi * progress)), rel=1e-12)
+        assert schedule(step) == pytest.approx(
+            8e-7 + 0.5 * (8e-5 - 8e-7) * (1 + math.cos(math.pi * progress)), rel=1e-12
+        )
     assert schedule(1_199_999) == pytest.approx(8e-7)
 
 
@@ -60,7 +65,10 @@ def test_torchs_cosine_agrees():
 def test_norms_are_not_decayed_and_nothing_is_left_out():
     model = Transformer(CONFIG)
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in adamw(model, Optimizer(weight_decay=0.3)).param_groups}
+    groups = {
+        g["weight_decay"]: {names[id(p)] for p in g["params"]}
+        for g in adamw(model, Optimizer(weight_decay=0.3)).param_groups
+    }
     assert groups[0.0] == {name for name in names.values() if "norm" in name}
     assert groups[0.3] | groups[0.0] == set(names.values()) and not groups[0.3] & groups[0.0]
     frozen = model.layers[0].requires_grad_(False)
@@ -69,7 +77,7 @@ def test_norms_are_not_decayed_and_nothing_is_left_out():
 
 
 def test_steps_equal_an_adamw_written_out_in_float64():
-    """Decoupled decay (Loshchilov & Hutter, algorithm 2): the decay is lr * weight_decay * weight, outside the moments."""
+    """Decoupled decay (Loshchilov & Hutter, algorithm 2): lr * weight_decay * weight, outside the moments."""
     torch.manual_seed(0)
     settings = Optimizer(betas=(0.8, 0.97), eps=1e-6, weight_decay=0.2)
     model = Transformer(CONFIG).double()

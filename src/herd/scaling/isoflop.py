@@ -11,6 +11,9 @@ import numpy as np
 from herd.console import HerdError
 
 
+FARTHEST_OPTIMUM = math.log(1e4)  # a vertex farther than this from the sizes tried is a line, not a bowl
+
+
 @dataclass(frozen=True)
 class Cell:
     """One finished ladder run: a size trained with one budget. Loss in nats a token on held-out documents."""
@@ -65,11 +68,9 @@ def fit_bowl(cells: Sequence[Cell], width: int = 5) -> Bowl:
     near = cells[start : start + width]
     x, loss = np.log([c.parameters for c in near]), np.array([c.loss for c in near])
     a, b, c = np.polyfit(x - x.mean(), loss, 2)
-    if a <= 0:
-        raise HerdError(
-            f"budget {near[0].budget_flops:.3g} FLOPs: losses do not form a bowl over size; widen scaling.grid"
-        )
-    offset = -b / (2 * a)
+    offset = -b / (2 * a) if a > 0 else math.inf
+    if abs(offset) > FARTHEST_OPTIMUM:
+        raise HerdError(f"budget {near[0].budget_flops:.3g} FLOPs: losses form no bowl over size; widen scaling.grid")
     optimum = math.exp(offset + x.mean())
     # Tokens at the optimum: at a fixed budget ln D falls with ln N almost in a line, so interpolate there.
     slope, level = np.polyfit(x, np.log([c.tokens for c in near]), 1)

@@ -1,0 +1,381 @@
+"""What each section of the report shows. A section that the run has nothing for yet is None."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from herd.artifact import Artifact
+from herd.console import duration, human_bytes, human_count
+from herd.report_diet import diet
+from herd.report_plots import Curve, Measured, descent, dots, isoflop, loss_curves, optimum_law, scientific, smooth, verdict
+from herd.report_reading import STEPS, Run, anchor, exact, finished, metrics, moment, resume_command, started
+from herd.scaling.forecast import Forecast
+from herd.scaling.isoflop import Cell, by_budget
+
+FLAGSHIP_MARK = ".forecast.loss"
+
+
+def sections(run: Run) -> dict[str, Any]:
+    """Everything the template needs."""
+    return {
+        "family": run.recipe.family.name if run.recipe else run.path.resolve().name,
+        "description": run.recipe.family.description if run.recipe else "",
+        "made": made(run),
+        "headlines": headlines(run),
+        "not_yet": not_yet(run),
+        "stale": run.stale(),
+        "resume": resume_command(run),
+        "diet": diet(run),
+        "scaling": scaling(run),
+        "forecasts": forecasts(run),
+        "training": training(run),
+        "herd": herd(run),
+        "exports": exports(run),
+        "ledger": ledger(run),
+    }
+
+
+def made(run: Run) -> dict[str, Any]:
+    """When, how long and on what machines."""
+    begins = [t for a in run.artifacts.values() if (t := started(a))]
+    ends = [t for a in run.artifacts.values() if (t := finished(a))]
+    machines, versions = [], []
+    for artifact in run.artifacts.values():
+        facts = artifact.manifest["recorded"]
+        if machine := facts.get("machine"):
+            parts = [machine.get("cpu"), f"{machine['cores']} cores" if "cores" in machine else None, machine.get("accelerator"), machine.get("system")]
+            machines.append(", ".join(str(p) for p in parts if p))
+            versions.append(f"herd {facts.get('herd', '?')}, torch {machine.get('torch', '?')}, Python {machine.get('python', '?')}")
+    return {
+        "first": moment(min(begins)) if begins else "",
+        "last": moment(max(ends)) if ends else "",
+        "took": duration((max(ends) - min(begins)).total_seconds()) if begins and ends else "",
+        "machines": list(dict.fromkeys(machines)),
+        "versions": list(dict.fromkeys(versions)),
+    }
+
+
+def headlines(run: Run) -> list[dict[str, Any]]:
+    """The three numbers of the header; each says so where it is not there yet."""
+    return [_headline_forecast(run), _headline_best(run), _headline_bytes(run)]
+
+
+def _headline_forecast(run: Run) -> dict[str, Any]:
+    found = forecasts(run, drawn=False)
+    if not found:
+        return {"title": "Forecast and measured", "big": "not yet", "small": "the forecast has not been written"}
+    one = found[0]
+    interval = Markup("{} {} at {}").format(one["forecast"], one["interval"], one["confidence"])
+    if one["measured"] is None:
+        return {"title": f"Forecast loss of {one['name']}", "big": one["forecast"], "small": Markup("nats a token, {}; not measured yet").format(interval)}
+    return {
+        "title": f"Measured loss of {one['name']}",
+        "big": one["measured"],
+        "small": Markup("nats a token; forecast before training: {}. {}.").format(interval, "Inside" if one["inside"] else "Outside the interval"),
+    }
+
+
+def _headline_best(run: Run) -> dict[str, Any]:
+    found = [(c.value, m) for m in run.members if (c := run.claim(f"{m}.bits-per-byte"))]
+    if not found:
+        return {"title": "Best bits per byte", "big": "not yet", "small": "no member has been evaluated"}
+    _, best = min(found)
+    id = f"{best}.bits-per-byte"
+    claim = run.entries[id].claim
+    return {
+        "title": "Best bits per byte",
+        "big": run.cite(id),
+        "small": Markup("{}, {} at {:.0%}, on {:,} held-out documents").format(best, run.cite_interval(id) or "no interval", claim.confidence or 0, claim.n),
+    }
+
+
+def _headline_bytes(run: Run) -> dict[str, Any]:
+    if "curate" not in run.artifacts:
+        return {"title": "Text curated", "big": "not yet", "small": "curation has not been run"}
+    funnel = run.artifacts["curate"].json("funnel.json")
+    kept, steps = funnel["kept"], funnel["steps"]
+    read = f" of {steps[0]['documents_in']:,} read" if steps else ""
+    return {
+        "title": "Text curated",
+        "big": run.from_file("curate", "funnel.json", human_bytes(kept["bytes"])),
+        "small": f"in {kept['documents']:,} documents{read}",
+    }
+
+
+def not_yet(run: Run) -> list[str]:
+    """Stages that the recipe asks for and the run doesn't have."""
+    wanted = ["sources", "curate", "tokenizer", "shards", "ladder", "forecast"]
+    steps = [s for s in STEPS if s == "pretrain" or run.recipe is None or getattr(run.recipe.pretrain, s.replace("-", "_"))]
+    if run.recipe is None:
+        steps = ["pretrain"]
+    wanted += [f"{step}-{m}" for m in run.members for step in (*steps, "evaluate", "export")]
+    return [stage for stage in wanted if stage not in run.artifacts]
+
+
+def scaling(run: Run) -> dict[str, Any] | None:
+    """IsoFLOP bowls and the power law of their bottoms."""
+    if "ladder" not in run.artifacts:
+        return None
+    rows = run.artifacts["ladder"].json("cells.json")
+    groups = by_budget([Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in rows])
+    found = _forecast(run)
+    cells = [[{"cell": c, "loss": run.cite(f"ladder.{c.budget_flops:.3g}.{c.parameters}.loss")} for c in group] for group in groups]
+    table = [{"budget": scientific(g[0]["cell"].budget_flops), "cells": [_cell(c) for c in g]} for g in cells]
+    shown: dict[str, Any] = {"count": len(rows), "budgets": len(groups), "table": table, "bowls": isoflop(groups, found.bowls if found else ()), "law": None}
+    if found is None:
+        return shown
+    built = next((p for m in run.members if (p := _built(run, m)) and run.claim(m + FLAGSHIP_MARK)), None)
+    low, high = found.parameters_interval
+    return shown | {
+        "law": optimum_law(found.bowls, found.size_law, found.budget_flops, found.parameters, low, high, built),
+        "exponent": run.cite("forecast.size-exponent"),
+        "exponent_interval": run.cite_interval("forecast.size-exponent"),
+        "optimum": run.from_file("forecast", "forecast.json", human_count(found.parameters)),
+        "optimum_interval": run.from_file("forecast", "forecast.json", f"{human_count(low)} to {human_count(high)}"),
+        "noise": run.from_file("forecast", "forecast.json", f"{found.noise:.3f}"),
+        "confidence": f"{found.confidence:.0%}",
+        "flops": scientific(found.budget_flops),
+        "largest": f"{found.budget_flops / groups[-1][0].budget_flops:.3g}",
+        "unbracketed": sum(not b.bracketed for b in found.bowls),
+    }
+
+
+def _cell(shown: dict[str, Any]) -> dict[str, Any]:
+    cell = shown["cell"]
+    return {"parameters": human_count(cell.parameters), "tokens": human_count(cell.tokens), "loss": shown["loss"] or f"{cell.loss:.3f}"}
+
+
+def _forecast(run: Run) -> Forecast | None:
+    return Forecast.from_dict(run.artifacts["forecast"].json("forecast.json")) if "forecast" in run.artifacts else None
+
+
+def _built(run: Run, member: str) -> float | None:
+    artifact = run.artifacts.get(f"pretrain-{member}")
+    return artifact.json("training.json")["matmul_parameters"] if artifact else None
+
+
+def forecasts(run: Run, drawn: bool = True) -> list[dict[str, Any]]:
+    """Each forecast loss beside what was measured, with the evidence that it was written first."""
+    found = _forecast(run)
+    if found is None:
+        return []
+    result = []
+    for name in run.members:
+        claim, measured = run.claim(name + FLAGSHIP_MARK), run.claim(f"{name}.pretrain.loss")
+        if claim is None or claim.low is None or claim.high is None:
+            continue
+        one: dict[str, Any] = {
+            "name": name,
+            "forecast": run.cite(claim.id),
+            "interval": run.cite_interval(claim.id),
+            "confidence": f"{claim.confidence or 0:.0%}",
+            "measured": None,
+        }
+        if measured is not None:
+            one |= _comparison(run, name, claim.value, claim.low, claim.high, measured.value)
+        if drawn:
+            bar = Measured(claim.value, claim.low, claim.high)
+            loss = measured.value if measured else None
+            one |= {"verdict": verdict(name, bar, loss), "descent": descent(found.bowls, found.budget_flops, bar, loss)}
+        result.append(one)
+    return result
+
+
+def _comparison(run: Run, name: str, forecast: float, low: float, high: float, measured: float) -> dict[str, Any]:
+    training, written = run.artifacts.get(f"pretrain-{name}"), run.artifacts["forecast"]
+    error = measured / forecast - 1
+    end = high if measured > high else low
+    ends, begins = finished(written), started(training) if training else None
+    return {
+        "measured": run.cite(f"{name}.pretrain.loss"),
+        "inside": low <= measured <= high,
+        "error": run.cite(f"{name}.forecast.error", f"{abs(error):.1%}") or f"{abs(error):.1%}",
+        "direction": "above" if error > 0 else "below",
+        "beyond": run.cite(name + FLAGSHIP_MARK, f"{abs(measured / end - 1):.1%}"),
+        "registered": training is not None and training.manifest["asked"]["inputs"].get("forecast") == written.content,
+        "content": written.content,
+        "forecast_manifest": f"{written.path.name}/manifest.json",
+        "training_manifest": f"{training.path.name}/manifest.json" if training else "",
+        "written_at": moment(ends),
+        "training_at": moment(begins),
+        "in_order": bool(ends and begins and ends.replace(microsecond=0) <= begins),
+    }
+
+
+def training(run: Run) -> dict[str, Any] | None:
+    """Loss curves of the members, and what the steps after initial pre-training changed."""
+    trained = [m for m in run.members if f"pretrain-{m}" in run.artifacts]
+    if not trained:
+        return None
+    changes = [row for m in trained for row in _changes(run, m)]
+    averaged = [row for row in changes if row["step"] == "averaging"]
+    return {
+        "curves": loss_curves([_curve(run, m) for m in trained]),
+        "changes": changes,
+        "better": sum(row["change"] < 0 for row in changes),
+        "averaged": len(averaged),
+        "averaging_helped": sum(row["change"] < 0 for row in averaged),
+    }
+
+
+def _curve(run: Run, member: str) -> Curve:
+    tokens: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    breaks, seen = [], 0
+    for step, artifact in run.steps(member):
+        rows = metrics(artifact)
+        x, y = smooth([r["tokens"] for r in rows], [r["loss"] for r in rows], 90 if step == "pretrain" else 12)
+        if seen:
+            x = tuple(seen + t for t in x)
+            breaks.append((step, x[0] if x else seen))
+        tokens, losses, seen = tokens + x, losses + y, seen + (rows[-1]["tokens"] if rows else 0)
+    return Curve(member, tokens, losses, tuple(breaks))
+
+
+def _changes(run: Run, member: str) -> list[dict[str, Any]]:
+    """Before and after of each later step, in windows of equal length, so that the two can be compared."""
+    long, last, mean = f"{member}.long-context.loss", f"{member}.anneal.loss-last", f"{member}.anneal.loss-average"
+    before_anneal = long if f"long-context-{member}" in run.artifacts else f"{member}.pretrain.loss"
+    rows = []
+    for step, before, after in (("long context", f"{long}-before", long), ("annealing", before_anneal, last), ("averaging", last, mean)):
+        first, second = run.claim(before), run.claim(after)
+        artifact = run.artifacts.get(f"{'long-context' if step == 'long context' else 'anneal'}-{member}")
+        if first is None or second is None or artifact is None:
+            continue
+        change = second.value / first.value - 1
+        rows.append(
+            {
+                "member": member,
+                "step": step,
+                "windows": artifact.json("config.json")["context"],
+                "before": run.cite(before),
+                "after": run.cite(after),
+                "change": change,
+                "said": "no change" if abs(change) < 5e-5 else f"{abs(change):.2%} {'lower, better' if change < 0 else 'higher, worse'}",
+            }
+        )
+    return rows
+
+
+def herd(run: Run) -> dict[str, Any] | None:
+    """The members side by side."""
+    rows = [_member(run, m) for m in run.members]
+    measured = [m for m in run.members if run.claim(f"{m}.bits-per-byte")]
+    if not any(row["trained"] for row in rows):
+        return None
+    slices, hidden = _slices(run, measured)
+    unit = "bits per byte (lower is better)"
+    return {"rows": rows, "plot": dots(slices, measured, unit) if measured else None, "slices": len(slices), "hidden": hidden, "count": len(measured)}
+
+
+def _member(run: Run, name: str) -> dict[str, Any]:
+    role = next((m.role for m in run.recipe.member if m.name == name), "not in the recipe now") if run.recipe else ""
+    row: dict[str, Any] = {"name": name, "role": role, "trained": f"pretrain-{name}" in run.artifacts}
+    if not row["trained"]:
+        return row
+    facts = [a.json("training.json") for _, a in run.steps(name)]
+    newest, artifact = list(run.steps(name))[-1]
+    config = artifact.json("config.json")
+    bits = f"{name}.bits-per-byte"
+    return row | {
+        "parameters": run.from_file(f"{newest}-{name}", "training.json", human_count(facts[0]["parameters"])),
+        "shape": f"{config['layers']} layers of {config['dim']}",
+        "context": config["context"],
+        "tokens": run.from_file(f"pretrain-{name}", "training.json", human_count(sum(f["tokens"] for f in facts))),
+        "epochs": f"{sum(f['epochs'] for f in facts):.2g}",
+        "flops": scientific(sum(f["flops"] for f in facts)),
+        "bits": run.cite(bits),
+        "bits_interval": run.cite_interval(bits),
+        "speed": run.cite(f"{name}.decode.tokens-per-second"),
+        "memory": run.cite(f"{name}.memory.bytes"),
+    }
+
+
+def _slices(run: Run, members: list[str]) -> tuple[list[tuple[str, dict[str, Measured]]], list[str]]:
+    """Rows of the plot, overall first; slices that are the whole held-out set again are named, not drawn."""
+    rows: dict[str, dict[str, Measured]] = {"overall": {}}
+    hidden: list[str] = []
+    for name in members:
+        whole = run.entries[f"{name}.bits-per-byte"].claim
+        rows["overall"][name] = Measured(whole.value, whole.low, whole.high)
+        for id, entry in run.entries.items():
+            if not id.startswith(f"{name}.bits-per-byte."):
+                continue
+            label = id.removeprefix(f"{name}.bits-per-byte.").replace(".", " ")
+            if entry.claim.n == whole.n:
+                hidden.append(label)
+            else:
+                rows.setdefault(label, {})[name] = Measured(entry.claim.value, entry.claim.low, entry.claim.high)
+    ordered = sorted(rows.items(), key=lambda r: (r[0] != "overall", r[0]))
+    return [(_with_count(run, label, members), values) for label, values in ordered], list(dict.fromkeys(hidden))
+
+
+def _with_count(run: Run, label: str, members: list[str]) -> str:
+    """A slice's label with its number of documents."""
+    suffix = "" if label == "overall" else "." + label.replace(" ", ".", 1)
+    count = next((c.n for m in members if (c := run.claim(f"{m}.bits-per-byte{suffix}"))), 0)
+    return f"{label.removeprefix('kind ').removeprefix('language ')} ({count})"
+
+
+def exports(run: Run) -> list[dict[str, Any]]:
+    """Each member's exported formats with how far they are from the weights they came from."""
+    rows = []
+    for name in run.members:
+        if (artifact := run.artifacts.get(f"export-{name}")) is None:
+            continue
+        for form, figures in artifact.json("parity.json")["formats"].items():
+            rounded, cost = figures["after_rounding"], figures["against_float32"]
+            size = sum(e["bytes"] for f, e in artifact.manifest["files"].items() if f.startswith(f"{form}/"))
+            rows.append(_export(run, name, form, rounded, cost, size, artifact))
+    return rows
+
+
+def _export(run: Run, name: str, form: str, rounded: Any, cost: Any, size: int, artifact: Artifact) -> dict[str, Any]:
+    def cite(text: str) -> Markup:
+        return run.from_file(f"export-{name}", "parity.json", text)
+
+    return {
+        "member": name,
+        "form": form,
+        "folder": f"{artifact.path.name}/{form}/",
+        "size": human_bytes(size),
+        "exact": rounded["max_abs_logit_error"] == 0,
+        "error": cite(f"{rounded['max_abs_logit_error']:g}"),
+        "kl": cite(f"{cost['kl_nats']:.1e}"),
+        "top1": cite(f"{cost['top1_agreement']:.2%}"),
+        "tokens": f"{cost['tokens']:,}",
+    }
+
+
+def ledger(run: Run) -> list[dict[str, Any]]:
+    """Every claim, in the order the stages of this run made them; claims of artifacts since replaced come last."""
+    order = {a.path.name: i for i, a in enumerate(run.artifacts.values())}
+    rows = []
+    for id, entry in run.entries.items():
+        claim = entry.claim
+        interval = f"{exact(claim.low)} to {exact(claim.high)}" if claim.low is not None and claim.high is not None else ""
+        when = entry.recorded.get("started")
+        rows.append(
+            {
+                "anchor": anchor(id),
+                "id": id,
+                "what": claim.what,
+                "value": exact(claim.value),
+                "unit": {"1": "", "fraction": "(fraction)"}.get(claim.unit, claim.unit),
+                "interval": interval,
+                "confidence": f"{claim.confidence:.0%}" if claim.confidence and interval else "",
+                "method": claim.method,
+                "n": f"{claim.n:,}",
+                "of": claim.of,
+                "artifact": entry.artifact,
+                "there": (run.path / entry.artifact).is_dir(),
+                "current": entry.artifact in order,
+                "command": entry.command,
+                "when": moment(datetime.datetime.fromisoformat(when)) if when else "",
+            }
+        )
+    return sorted(rows, key=lambda r: order.get(r["artifact"], len(order)))
+
