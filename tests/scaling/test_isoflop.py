@@ -85,7 +85,7 @@ def test_a_minimum_counts_when_it_was_seen_from_both_sides(losses, bracketed):
 def test_what_is_no_bowl_is_refused_with_its_budget():
     with pytest.raises(HerdError, match=r"budget 1e\+15 FLOPs: 2 cells"):
         fit_bowl(bowl_cells(1e6, 0.1, 3, [5e5, 2e6]))
-    with pytest.raises(HerdError, match=r"budget 1e\+15 FLOPs: losses do not form a bowl"):
+    with pytest.raises(HerdError, match=r"budget 1e\+15 FLOPs: losses form no bowl"):
         fit_bowl(bowl_cells(1e6, -0.1, 3, [5e5, 1e6, 2e6]))
 
 
