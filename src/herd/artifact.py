@@ -57,7 +57,7 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         """One of its JSON files, parsed."""
-        return json.loads(self.file(name).read_text())
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Draft:
         """Write a JSON file, creating folders as needed."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(canonical_json(value, indent=1) + "\n")
+        path.write_text(canonical_json(value, indent=1) + "\n", encoding="utf-8")
 
     def identify(self, name: str, digest: str) -> None:
         """Let `digest` stand for file `name` in the content hash.
@@ -120,11 +120,13 @@ def open_artifact(path: Path) -> Artifact:
     """
     marker = path / MANIFEST
     try:
-        manifest = json.loads(marker.read_text())
+        manifest = json.loads(marker.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HerdError(f"{path}: not a finished artifact, {MANIFEST} is missing") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HerdError(f"{marker}: not valid JSON ({error})") from None
+    if not isinstance(manifest, dict) or not {"stage", "key", "content", "files"} <= manifest.keys():
+        raise HerdError(f"{marker}: not the manifest of an artifact")
     if manifest.get("schema") != SCHEMA:
         raise HerdError(f"{marker}: schema {manifest.get('schema')}, this version of herd reads {SCHEMA}")
     for name, entry in manifest["files"].items():
@@ -163,7 +165,8 @@ def publish(
     try:
         yield draft
         _seal(draft, stage, key, asked, recorded)
-        if final.exists():  # a folder without its marker counts for nothing
+        if final.exists():  # without its marker it counts for nothing, also when we are killed while deleting it
+            (final / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(final)
         draft.folder.rename(final)
     except BaseException:
@@ -174,6 +177,8 @@ def publish(
 
 
 def _seal(draft: Draft, stage: str, key: str, asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    if strangers := [name for name in draft.digests if not (draft.folder / name).is_file()]:
+        raise ValueError(f"stage {stage} identifies files it has not written: {strangers}")
     files: dict[str, dict[str, Any]] = {}
     identity = hashlib.sha256()
     for path in sorted(p for p in draft.folder.rglob("*") if p.is_file()):
@@ -195,7 +200,8 @@ def _seal(draft: Draft, stage: str, key: str, asked: Mapping[str, Any], recorded
         "recorded": recorded,
     }
     write_atomically(draft.folder / MANIFEST, canonical_json(manifest, indent=1) + "\n")
-    _flush_folder(draft.folder)
+    for folder in (draft.folder, *(p for p in draft.folder.rglob("*") if p.is_dir())):
+        _flush_folder(folder)
 
 
 def file_sha256(path: Path) -> str:

@@ -77,7 +77,7 @@ class Terminal:
         elif event.bar not in self._tasks:
             return
         elif event.kind == "update":
-            self._live.update(self._tasks[event.bar], completed=event.done, note=event.text)
+            self._live.update(self._tasks[event.bar], total=event.total or None, completed=event.done, note=event.text)
         else:
             self._live.remove_task(self._tasks.pop(event.bar))
             if not self._tasks:
@@ -95,7 +95,8 @@ class Terminal:
         if event.kind == "close":
             del self._plain[event.bar]
             return
-        title, total, started, last = state
+        title, _, started, last = state
+        total = event.total
         if now - last < PLAIN_LINE_EVERY_SECONDS or not event.done:
             return
         state[3] = now
@@ -185,7 +186,7 @@ def duration(seconds: float) -> str:
 def human_bytes(count: float) -> str:
     """Bytes in decimal units: 812 B, 4.1 kB, 23.5 MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+        if round(count, 0 if unit == "B" else 1) < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
@@ -194,7 +195,7 @@ def human_bytes(count: float) -> str:
 def human_count(count: float) -> str:
     """A count of parameters or tokens: 812, 87.2K, 1.15M, 8.03B."""
     for unit in ("", "K", "M", "B", "T"):
-        if abs(count) < 1000 or unit == "T":
-            return f"{count:.0f}" if unit == "" else f"{count:.3g}{unit}"
+        if abs(count) < 999.5 or unit == "T":
+            return f"{count:.0f}" if unit == "" or abs(count) >= 999.5 else f"{count:.3g}{unit}"
         count /= 1000
     raise AssertionError("unreachable")

@@ -60,7 +60,7 @@ def write_claims(path: Path, claims: Iterable[Claim]) -> None:
     ids = [row["id"] for row in rows]
     if len(set(ids)) < len(ids):
         raise ValueError(f"claim ids used twice: {sorted({i for i in ids if ids.count(i) > 1})}")
-    path.write_text(canonical_json(rows, indent=1) + "\n")
+    path.write_text(canonical_json(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def claims_of(artifact: Artifact) -> list[Claim]:
@@ -84,9 +84,8 @@ class Ledger:
         return {entry.claim.id: entry for entry in self.entries()}
 
     def add(self, artifact: Artifact, command: str) -> int:
-        """Copy an artifact's claims; those already there for this very artifact are left alone. Returns how many."""
-        known = {(e.claim, e.artifact) for e in self.entries()}
-        newest = {id: entry.artifact for id, entry in self.latest().items()}
+        """Copy an artifact's claims; those whose newest entry says just this are left alone. Returns how many."""
+        newest = {(e.claim, e.artifact, e.content) for e in self.latest().values()}
         fresh = [
             Entry(
                 claim,
@@ -97,7 +96,7 @@ class Ledger:
                 artifact.manifest["recorded"],
             )
             for claim in claims_of(artifact)
-            if (claim, artifact.path.name) not in known or newest[claim.id] != artifact.path.name
+            if (claim, artifact.path.name, artifact.content) not in newest
         ]
         if fresh:
             text = "".join(canonical_json({"schema": SCHEMA, **asdict(entry)}) + "\n" for entry in fresh)
@@ -114,20 +113,18 @@ class Ledger:
             whole = data[: data.rfind(b"\n") + 1]
             if len(whole) < len(data):
                 warn(f"{self.path}: the last line was cut short by a killed process; dropped, it will be written again")
-                self.path.write_bytes(whole)
+                os.truncate(self.path, len(whole))
 
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return text[: text.rfind("\n") + 1].splitlines()
+    def _lines(self) -> list[bytes]:
+        """Whole lines; texts may hold characters that str.splitlines takes for line ends."""
+        return self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
 
 
-def _parse(line: str, path: Path, number: int) -> Entry:
+def _parse(line: bytes, path: Path, number: int) -> Entry:
     try:
         row = json.loads(line)
         if row.pop("schema") != SCHEMA:
             raise KeyError("schema")
         return replace(Entry(**row), claim=Claim(**row["claim"]))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HerdError(f"{path}:{number}: not a ledger entry of schema {SCHEMA} ({error})") from None

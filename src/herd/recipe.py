@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from herd.console import HerdError
 
 Positive = Annotated[int, Field(gt=0)]
-PositiveReal = Annotated[float, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 
@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 class Section(BaseModel):
     """A table of the recipe: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Family(Section):
@@ -139,10 +139,17 @@ class Scaling(Section):
     budgets_flops: list[PositiveReal] = Field(min_length=3)
     forecast_flops: PositiveReal
     grid: list[Size] = Field(default=[], description="sizes the ladder may train, small to large")
-    cells_per_budget: int = Field(default=5, ge=3)
+    cells_per_budget: int = Field(default=5, ge=4, description="a parabola and its noise need four")
     extra_cells: int = Field(default=3, ge=0, description="cells a budget may add until its minimum is bracketed")
     expected_optimum: ExpectedOptimum | None = None
     confidence: Share = 0.9
+
+    @field_validator("budgets_flops")
+    @classmethod
+    def _distinct(cls, budgets: list[float]) -> list[float]:
+        if len(set(budgets)) < len(budgets):
+            raise ValueError("a budget is named twice")
+        return budgets
 
     @model_validator(mode="after")
     def _beyond(self) -> Scaling:
@@ -351,7 +358,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        lines = [f"{path}: {_explain(problem)}" for problem in _without_echoes(error)]
+        lines = [f"{path}: {_explain(problem)}" for problem in _without_echoes(error, tables)]
         raise HerdError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -361,21 +368,60 @@ def _no_twins(names: list[str]) -> None:
         raise ValueError(f"name used twice: {', '.join(twins)}")
 
 
-def _without_echoes(error: ValidationError) -> list[Any]:
-    """Problems of a union's other branches, dropped where one branch was clearly meant."""
-    problems = error.errors(include_url=False)
-    tables = {p["loc"][:2] for p in problems if isinstance(p["loc"][-1], str) and p["loc"][-1] not in ("Size",)}
-    return [
-        p
-        for p in problems
-        if not (
-            p["type"] == "literal_error" and _union_branch(p["loc"]) and p["loc"][:2] in tables and len(problems) > 1
-        )
-    ] or problems
+def _without_echoes(error: ValidationError, tables: dict[str, Any]) -> list[Any]:
+    """A union's problems, of the branch that was meant: a table's, a number's, or else one line naming all choices."""
+    kept: list[Any] = []
+    for problem in error.errors(include_url=False):
+        loc = problem["loc"]
+        cut = next((i for i, part in enumerate(loc) if isinstance(part, str) and _is_union_label(part)), None)
+        if cut is None:
+            kept.append(problem)
+            continue
+        value: Any = tables
+        for part in loc[:cut]:
+            value = cast(Any, value)[part]
+        if isinstance(value, dict):
+            if loc[cut] in UNION_TABLES:
+                kept.append(problem)
+        elif loc[cut] in UNION_TABLES:
+            kept.append(
+                {
+                    "type": "union",
+                    "loc": loc[:cut],
+                    "input": value,
+                    "ctx": {"expected": UNION_TABLES[loc[cut]]},
+                    "msg": "",
+                }
+            )
+    return kept
 
 
-def _union_branch(loc: tuple[Any, ...]) -> bool:
-    return bool(loc) and isinstance(loc[-1], str) and loc[-1].startswith("literal[")
+UNION_TABLES = {
+    "Size": "'forecast' or a table of layers, dim, heads, kv_heads, ffn_dim",
+    "TokenCount": "'optimal', a number above 0 or a table { count = N }",
+}
+
+# pydantic's kinds of problem, said to somebody who wrote TOML
+EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "string_type": "a string",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+
+
+def _is_union_label(part: str) -> bool:
+    return part in {"Size", "TokenCount", "float"} or part.startswith(("literal[", "constrained-"))
 
 
 def _explain(problem: Any) -> str:
@@ -391,11 +437,14 @@ def _explain(problem: Any) -> str:
     if kind == "missing":
         return f"{key}: missing"
     if kind == "union_tag_not_found":
-        return f"{key}.kind: missing; allowed: {context.get('discriminator', 'kind')} = {_kinds()}"
+        return f"{key}.kind: missing; allowed: {_kinds()}"
     if kind == "union_tag_invalid":
         return f"{key}.kind: '{context['tag']}' is not allowed; allowed: {_kinds()}"
-    if kind == "literal_error":
+    if kind in ("literal_error", "union"):
         return f"{key}: {value!r} is not allowed; allowed: {context['expected']}"
+    if kind in EXPECTED:
+        shown = f"{len(value)} entries" if kind in ("too_short", "too_long") else repr(value)
+        return f"{key}: {shown} is not allowed; allowed: {EXPECTED[kind].format(**context)}"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if kind == "value_error" or isinstance(value, dict | list) else f" (here: {value!r})"
     return f"{key}: {message[:1].lower() + message[1:]}{shown}"

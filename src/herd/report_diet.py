@@ -12,13 +12,13 @@ from herd.console import human_bytes, human_count
 from herd.report_reading import Run
 
 STEPS = {
-    "extract": "text taken out of its format",
+    "extract": "text extracted",
     "pii": "personal data masked",
-    "language": "languages not asked for",
-    "exact": "equal texts",
-    "near": "near-duplicates",
-    "lines": "lines repeated over documents",
-    "heuristics": "rules of quality",
+    "language": "other languages dropped",
+    "exact": "equal texts dropped",
+    "near": "near-duplicates dropped",
+    "lines": "repeated lines taken out",
+    "heuristics": "rules of quality applied",
 }
 EXAMPLES = 3
 SHOWN_SHARES = 8  # kinds, languages or licences named; the rest is summed up
@@ -45,14 +45,17 @@ def diet(run: Run) -> dict[str, Any] | None:
         },
         "shares": [
             {"title": "kind", "rows": shares({k: (c["documents"], c["bytes"]) for k, c in kept["by_kind"].items()})},
-            {"title": "language", "rows": shares({k: (c["documents"], c["bytes"]) for k, c in kept["by_language"].items()})},
+            {
+                "title": "language",
+                "rows": shares({k: (c["documents"], c["bytes"]) for k, c in kept["by_language"].items()}),
+            },
             {"title": "licence", "rows": shares({k: (n, None) for k, n in books["licences"].items()})},
         ],
         "masked": [f"{n:,} {_MASKED.get(name, name)}" for name, n in books.get("masked", {}).items()],
     }
 
 
-_MASKED = {"email": "e-mail addresses", "ip": "IP addresses", "phone": "telephone numbers"}
+_MASKED = {"email": "email addresses", "ip": "IP addresses", "phone": "telephone numbers"}
 
 
 def sources(run: Run) -> list[dict[str, Any]]:
@@ -105,7 +108,9 @@ def funnel(books: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _left(step: str, what: str, documents: int, size: int, all_documents: int, all_bytes: int, rules: list[str]) -> dict[str, Any]:
+def _left(
+    step: str, what: str, documents: int, size: int, all_documents: int, all_bytes: int, rules: list[str]
+) -> dict[str, Any]:
     return {
         "step": step,
         "what": what,
@@ -135,7 +140,9 @@ def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
             hit = pc.and_(pc.equal(table["step"], step["step"]), pc.equal(table["rule"], rule))  # type: ignore[attr-defined]
             rows = table.filter(hit).slice(0, EXAMPLES).to_pylist()
             if rows:
-                found.append({"step": step["step"], "rule": rule.replace("_", " "), "rows": [_example(row) for row in rows]})
+                found.append(
+                    {"step": step["step"], "rule": rule.replace("_", " "), "rows": [_example(row) for row in rows]}
+                )
     return found
 
 
@@ -151,7 +158,10 @@ def shares(counts: dict[str, tuple[int, int | None]]) -> list[dict[str, Any]]:
     rest = ordered[SHOWN_SHARES:]
     if len(rest) > 1:
         sizes = [size for _, (_, size) in rest if size is not None]
-        ordered = [*ordered[:SHOWN_SHARES], (f"{len(rest)} others", (sum(n for _, (n, _) in rest), sum(sizes) if sizes else None))]
+        ordered = [
+            *ordered[:SHOWN_SHARES],
+            (f"{len(rest)} others", (sum(n for _, (n, _) in rest), sum(sizes) if sizes else None)),
+        ]
     total = max(1, sum(_weight(c) for _, c in ordered))
     return [
         {

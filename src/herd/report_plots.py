@@ -106,7 +106,7 @@ def optimum_law(
             axes.plot([budget], [built], "o", color=SERIES[5], markersize=6)
             shift = _away(built, optimum, low, high)
             _beside(axes, budget, built, f"built {human_count(built)}", SERIES[5], shift)
-        _log_axis(axes.xaxis, [*budgets, budget], scientific)
+        _log_axis(axes.xaxis, [*budgets, budget], scientific, exactly=True)
         _log_axis(axes.yaxis, [*(b.optimum_parameters for b in bowls), low, high, built or optimum])
         axes.set_xlim(reach[0], budget * 1.4)
         axes.set_xlabel("training FLOPs")
@@ -139,7 +139,7 @@ def descent(bowls: Sequence[Bowl], budget: float, forecast: Measured, measured: 
         axes.plot([budget], [forecast.value], "_", color=SERIES[0], markersize=13, markeredgewidth=2)
         if measured is not None:
             axes.plot([budget], [measured], "o", color=SERIES[5], markersize=6)
-        _log_axis(axes.xaxis, [*budgets, budget], scientific)
+        _log_axis(axes.xaxis, [*budgets, budget], scientific, exactly=True)
         axes.set_xlim(min(budgets) / 1.25, budget * 1.3)
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("held-out loss, nats a token")
@@ -252,7 +252,7 @@ def dots(rows: Sequence[tuple[str, Mapping[str, Measured]]], members: Sequence[s
 
 
 def smooth(
-    tokens: Sequence[float], losses: Sequence[float], bins: int = 90
+    tokens: Sequence[float], losses: Sequence[float], bins: int = 70
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Means of losses in bins of equal width in log tokens: noise goes, the shape stays."""
     if not tokens:
@@ -283,16 +283,17 @@ def scientific(value: float) -> str:
     return power if mantissa == "1" else f"{mantissa}×{power}"
 
 
-def _log_axis(axis: Any, values: Sequence[float], say: Any = human_count) -> None:
-    """A log axis around `values` with few ticks, written as a person says them."""
+def _log_axis(axis: Any, values: Sequence[float], say: Any = human_count, exactly: bool = False) -> None:
+    """A log axis around `values` with few ticks, written as a person says them; `exactly`: at the values, if few."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = min(values) / 1.15, max(values) * 1.15
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = sorted(set(values)) if exactly else []
     for steps in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
-        if len(ticks) <= 6:
+        if 0 < len(ticks) <= 6:
             break
+        ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
     axis.set_major_locator(FixedLocator(ticks))
@@ -353,4 +354,4 @@ def _inline(svg: str, name: str, title: str) -> Markup:
     rest = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', rest)
     rest = re.sub(r"#0[abc]0[abc]0\d", lambda m: f"var(--{_VARIABLES[m[0]]})", rest)
     label = Markup.escape(title)
-    return Markup(f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">{rest}')  # noqa: S704
+    return Markup(f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">{rest}')

@@ -66,7 +66,9 @@ class Run:
     def stale(self) -> list[str]:
         """Stages made from inputs that have been made anew since, or that stand on such a stage's output."""
         contents = {a.content for a in self.artifacts.values()}
-        return [s for s, a in self.artifacts.items() if not set(a.manifest["asked"].get("inputs", {}).values()) <= contents]
+        return [
+            s for s, a in self.artifacts.items() if not set(a.manifest["asked"].get("inputs", {}).values()) <= contents
+        ]
 
 
 def read_run(path: Path) -> Run:

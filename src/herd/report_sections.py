@@ -10,7 +10,18 @@ from markupsafe import Markup
 from herd.artifact import Artifact
 from herd.console import duration, human_bytes, human_count
 from herd.report_diet import diet
-from herd.report_plots import Curve, Measured, descent, dots, isoflop, loss_curves, optimum_law, scientific, smooth, verdict
+from herd.report_plots import (
+    Curve,
+    Measured,
+    descent,
+    dots,
+    isoflop,
+    loss_curves,
+    optimum_law,
+    scientific,
+    smooth,
+    verdict,
+)
 from herd.report_reading import STEPS, Run, anchor, exact, finished, metrics, moment, resume_command, started
 from herd.scaling.forecast import Forecast
 from herd.scaling.isoflop import Cell, by_budget
@@ -46,16 +57,29 @@ def made(run: Run) -> dict[str, Any]:
     for artifact in run.artifacts.values():
         facts = artifact.manifest["recorded"]
         if machine := facts.get("machine"):
-            parts = [machine.get("cpu"), f"{machine['cores']} cores" if "cores" in machine else None, machine.get("accelerator"), machine.get("system")]
+            parts = [
+                machine.get("cpu"),
+                f"{machine['cores']} cores" if "cores" in machine else None,
+                machine.get("accelerator"),
+                machine.get("system"),
+            ]
             machines.append(", ".join(str(p) for p in parts if p))
-            versions.append(f"herd {facts.get('herd', '?')}, torch {machine.get('torch', '?')}, Python {machine.get('python', '?')}")
+            versions.append(
+                f"herd {facts.get('herd', '?')}, torch {machine.get('torch', '?')}, Python {machine.get('python', '?')}"
+            )
     return {
-        "first": moment(min(begins)) if begins else "",
-        "last": moment(max(ends)) if ends else "",
-        "took": duration((max(ends) - min(begins)).total_seconds()) if begins and ends else "",
+        "span": _span(min(begins), max(ends)) if begins and ends else "",
         "machines": list(dict.fromkeys(machines)),
         "versions": list(dict.fromkeys(versions)),
     }
+
+
+def _span(first: datetime.datetime, last: datetime.datetime) -> str:
+    """From when to when, the date said once where it is one, and how long that is."""
+    begin, end = moment(first), moment(last)
+    if first.date() == last.date():
+        begin, end = begin.removesuffix(" UTC"), end.split(", ")[1]
+    return f"{begin} to {end} ({duration((last - first).total_seconds())})"
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
@@ -70,11 +94,19 @@ def _headline_forecast(run: Run) -> dict[str, Any]:
     one = found[0]
     interval = Markup("{} {} at {}").format(one["forecast"], one["interval"], one["confidence"])
     if one["measured"] is None:
-        return {"title": f"Forecast loss of {one['name']}", "big": one["forecast"], "small": Markup("nats a token, {}; not measured yet").format(interval)}
+        return {
+            "title": f"Forecast loss of {one['name']}",
+            "big": one["forecast"],
+            "small": Markup("nats a token, {}; not measured yet").format(interval),
+        }
+    verdict = "inside the interval" if one["inside"] else "outside the interval"
+    sound = one["registered"] and not one["planned"] and not one["told"]
     return {
         "title": f"Measured loss of {one['name']}",
         "big": one["measured"],
-        "small": Markup("nats a token; forecast before training: {}. {}.").format(interval, "Inside" if one["inside"] else "Outside the interval"),
+        "small": Markup("nats a token; forecast before training: {}: {}.").format(
+            interval, verdict if sound else "not comparable, see below"
+        ),
     }
 
 
@@ -88,7 +120,9 @@ def _headline_best(run: Run) -> dict[str, Any]:
     return {
         "title": "Best bits per byte",
         "big": run.cite(id),
-        "small": Markup("{}, {} at {:.0%}, on {:,} held-out documents").format(best, run.cite_interval(id) or "no interval", claim.confidence or 0, claim.n),
+        "small": Markup("{}, {} at {:.0%}, on {:,} held-out documents").format(
+            best, run.cite_interval(id) or "no interval", claim.confidence or 0, claim.n
+        ),
     }
 
 
@@ -108,7 +142,9 @@ def _headline_bytes(run: Run) -> dict[str, Any]:
 def not_yet(run: Run) -> list[str]:
     """Stages that the recipe asks for and the run doesn't have."""
     wanted = ["sources", "curate", "tokenizer", "shards", "ladder", "forecast"]
-    steps = [s for s in STEPS if s == "pretrain" or run.recipe is None or getattr(run.recipe.pretrain, s.replace("-", "_"))]
+    steps = [
+        s for s in STEPS if s == "pretrain" or run.recipe is None or getattr(run.recipe.pretrain, s.replace("-", "_"))
+    ]
     if run.recipe is None:
         steps = ["pretrain"]
     wanted += [f"{step}-{m}" for m in run.members for step in (*steps, "evaluate", "export")]
@@ -122,9 +158,18 @@ def scaling(run: Run) -> dict[str, Any] | None:
     rows = run.artifacts["ladder"].json("cells.json")
     groups = by_budget([Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in rows])
     found = _forecast(run)
-    cells = [[{"cell": c, "loss": run.cite(f"ladder.{c.budget_flops:.3g}.{c.parameters}.loss")} for c in group] for group in groups]
+    cells = [
+        [{"cell": c, "loss": run.cite(f"ladder.{c.budget_flops:.3g}.{c.parameters}.loss")} for c in group]
+        for group in groups
+    ]
     table = [{"budget": scientific(g[0]["cell"].budget_flops), "cells": [_cell(c) for c in g]} for g in cells]
-    shown: dict[str, Any] = {"count": len(rows), "budgets": len(groups), "table": table, "bowls": isoflop(groups, found.bowls if found else ()), "law": None}
+    shown: dict[str, Any] = {
+        "count": run.from_file("ladder", "cells.json", str(len(rows))),
+        "budgets": len(groups),
+        "table": table,
+        "bowls": isoflop(groups, found.bowls if found else ()),
+        "law": None,
+    }
     if found is None:
         return shown
     built = next((p for m in run.members if (p := _built(run, m)) and run.claim(m + FLAGSHIP_MARK)), None)
@@ -145,7 +190,11 @@ def scaling(run: Run) -> dict[str, Any] | None:
 
 def _cell(shown: dict[str, Any]) -> dict[str, Any]:
     cell = shown["cell"]
-    return {"parameters": human_count(cell.parameters), "tokens": human_count(cell.tokens), "loss": shown["loss"] or f"{cell.loss:.3f}"}
+    return {
+        "parameters": human_count(cell.parameters),
+        "tokens": human_count(cell.tokens),
+        "loss": shown["loss"] or f"{cell.loss:.3f}",
+    }
 
 
 def _forecast(run: Run) -> Forecast | None:
@@ -186,13 +235,16 @@ def forecasts(run: Run, drawn: bool = True) -> list[dict[str, Any]]:
 
 def _comparison(run: Run, name: str, forecast: float, low: float, high: float, measured: float) -> dict[str, Any]:
     training, written = run.artifacts.get(f"pretrain-{name}"), run.artifacts["forecast"]
-    error = measured / forecast - 1
+    error, told = measured / forecast - 1, run.claim(f"{name}.forecast.error")
+    agrees = told is not None and abs(told.value - error) < 1e-6
     end = high if measured > high else low
     ends, begins = finished(written), started(training) if training else None
     return {
         "measured": run.cite(f"{name}.pretrain.loss"),
         "inside": low <= measured <= high,
-        "error": run.cite(f"{name}.forecast.error", f"{abs(error):.1%}") or f"{abs(error):.1%}",
+        "error": run.cite(f"{name}.forecast.error" if agrees else name + FLAGSHIP_MARK, f"{abs(error):.1%}"),
+        "told": None if agrees or told is None else run.cite(told.id, f"{told.value:+.1%}"),
+        **_as_planned(run, name),
         "direction": "above" if error > 0 else "below",
         "beyond": run.cite(name + FLAGSHIP_MARK, f"{abs(measured / end - 1):.1%}"),
         "registered": training is not None and training.manifest["asked"]["inputs"].get("forecast") == written.content,
@@ -202,6 +254,22 @@ def _comparison(run: Run, name: str, forecast: float, low: float, high: float, m
         "written_at": moment(ends),
         "training_at": moment(begins),
         "in_order": bool(ends and begins and ends.replace(microsecond=0) <= begins),
+    }
+
+
+def _as_planned(run: Run, name: str) -> dict[str, Any]:
+    """Whether the member was built as the forecast planned it; a loss forecast for one size says little of another."""
+    plans = run.artifacts["forecast"].json("members.json")
+    if f"pretrain-{name}" not in run.artifacts or name not in plans:
+        return {"planned": None, "built": None}
+    facts = run.artifacts[f"pretrain-{name}"].json("training.json")
+    planned, built = ({k: f[k] for k in ("parameters", "tokens")} for f in (plans[name], facts))
+    said = [f"{f['parameters']:,} parameters on {human_count(f['tokens'])} tokens" for f in (planned, built)]
+    if planned == built:
+        return {"planned": None, "built": None}
+    return {
+        "planned": run.from_file("forecast", "members.json", said[0]),
+        "built": run.from_file(f"pretrain-{name}", "training.json", said[1]),
     }
 
 
@@ -227,7 +295,7 @@ def _curve(run: Run, member: str) -> Curve:
     breaks, seen = [], 0
     for step, artifact in run.steps(member):
         rows = metrics(artifact)
-        x, y = smooth([r["tokens"] for r in rows], [r["loss"] for r in rows], 90 if step == "pretrain" else 12)
+        x, y = smooth([r["tokens"] for r in rows], [r["loss"] for r in rows], 70 if step == "pretrain" else 4)
         if seen:
             x = tuple(seen + t for t in x)
             breaks.append((step, x[0] if x else seen))
@@ -240,7 +308,11 @@ def _changes(run: Run, member: str) -> list[dict[str, Any]]:
     long, last, mean = f"{member}.long-context.loss", f"{member}.anneal.loss-last", f"{member}.anneal.loss-average"
     before_anneal = long if f"long-context-{member}" in run.artifacts else f"{member}.pretrain.loss"
     rows = []
-    for step, before, after in (("long context", f"{long}-before", long), ("annealing", before_anneal, last), ("averaging", last, mean)):
+    for step, before, after in (
+        ("long context", f"{long}-before", long),
+        ("annealing", before_anneal, last),
+        ("averaging", last, mean),
+    ):
         first, second = run.claim(before), run.claim(after)
         artifact = run.artifacts.get(f"{'long-context' if step == 'long context' else 'anneal'}-{member}")
         if first is None or second is None or artifact is None:
@@ -254,7 +326,9 @@ def _changes(run: Run, member: str) -> list[dict[str, Any]]:
                 "before": run.cite(before),
                 "after": run.cite(after),
                 "change": change,
-                "said": "no change" if abs(change) < 5e-5 else f"{abs(change):.2%} {'lower, better' if change < 0 else 'higher, worse'}",
+                "said": "no change"
+                if abs(change) < 5e-5
+                else f"{abs(change):.2%} {'lower, better' if change < 0 else 'higher, worse'}",
             }
         )
     return rows
@@ -268,7 +342,13 @@ def herd(run: Run) -> dict[str, Any] | None:
         return None
     slices, hidden = _slices(run, measured)
     unit = "bits per byte (lower is better)"
-    return {"rows": rows, "plot": dots(slices, measured, unit) if measured else None, "slices": len(slices), "hidden": hidden, "count": len(measured)}
+    return {
+        "rows": rows,
+        "plot": dots(slices, measured, unit) if measured else None,
+        "slices": len(slices),
+        "hidden": hidden,
+        "count": len(measured),
+    }
 
 
 def _member(run: Run, name: str) -> dict[str, Any]:
@@ -286,7 +366,7 @@ def _member(run: Run, name: str) -> dict[str, Any]:
         "context": config["context"],
         "tokens": run.from_file(f"pretrain-{name}", "training.json", human_count(sum(f["tokens"] for f in facts))),
         "epochs": f"{sum(f['epochs'] for f in facts):.2g}",
-        "flops": scientific(sum(f["flops"] for f in facts)),
+        "flops": run.from_file(f"pretrain-{name}", "training.json", scientific(sum(f["flops"] for f in facts))),
         "bits": run.cite(bits),
         "bits_interval": run.cite_interval(bits),
         "speed": run.cite(f"{name}.decode.tokens-per-second"),
@@ -356,7 +436,9 @@ def ledger(run: Run) -> list[dict[str, Any]]:
     rows = []
     for id, entry in run.entries.items():
         claim = entry.claim
-        interval = f"{exact(claim.low)} to {exact(claim.high)}" if claim.low is not None and claim.high is not None else ""
+        interval = (
+            f"{exact(claim.low)} to {exact(claim.high)}" if claim.low is not None and claim.high is not None else ""
+        )
         when = entry.recorded.get("started")
         rows.append(
             {
@@ -378,4 +460,3 @@ def ledger(run: Run) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda r: order.get(r["artifact"], len(order)))
-

@@ -71,6 +71,10 @@ def test_first_cells_lie_around_the_expected_optimum():
 
 
 def test_without_an_expectation_budgets_walk_up_the_grid():
-    scaling = Scaling(budgets_flops=[1.0, 2.0, 3.0], forecast_flops=9.0, cells_per_budget=3)
+    scaling = Scaling(budgets_flops=[1.0, 2.0, 3.0], forecast_flops=9.0, cells_per_budget=4)
     counts = list(range(1, 8))
-    assert [first_cells(counts, scaling, b) for b in scaling.budgets_flops] == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+    assert [first_cells(counts, scaling, b) for b in scaling.budgets_flops] == [
+        [0, 1, 2, 3],
+        [1, 2, 3, 4],
+        [3, 4, 5, 6],
+    ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from herd.console import HerdError
+from herd.console import HerdError, warn
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Loader:
     """Batches of one stretch of training with constant shape.
 
     `weights` multiplies a kind's share of the tokens (1 where not named), as annealing up-samples good sources.
-    Raises HerdError where a stream holds less than one window, or a weight names no kind there is.
+    A stream of less than one window is left out with a warning. Raises HerdError where that is all of them, or a
+    weight names no kind there is.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Loader:
         self._streams = {kind: stream for kind, stream in sorted(streams.items()) if len(stream) > context}
         if not self._streams:
             raise HerdError(f"no stream of tokens is longer than the context of {context} tokens: add text")
+        if short := sorted(set(streams) - set(self._streams)):
+            warn(f"less than one window of {context} tokens of {', '.join(short)}: not trained on")
         if unknown := set(weights or {}) - set(streams):
             raise HerdError(
                 f"weights name kinds of document that are not there: {sorted(unknown)}; there are {sorted(streams)}"

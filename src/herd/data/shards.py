@@ -116,7 +116,7 @@ def _write(
 
 def load_shards(folder: Path) -> Shards:
     """Read the shards of a published artifact."""
-    facts = json.loads((folder / "shards.json").read_text())
+    facts = json.loads((folder / "shards.json").read_text(encoding="utf-8"))
     held, documents = load_file(folder / "heldout.safetensors"), facts["heldout"]
     return Shards(
         load_file(folder / "train.safetensors"),

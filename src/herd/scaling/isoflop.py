@@ -10,7 +10,6 @@ import numpy as np
 
 from herd.console import HerdError
 
-
 FARTHEST_OPTIMUM = math.log(1e4)  # a vertex farther than this from the sizes tried is a line, not a bowl
 
 

@@ -43,9 +43,11 @@ def load_checkpoint(
     """
     for marker in sorted(folder.glob("step-*.json"), reverse=True):
         tensors = marker.with_suffix(".safetensors")
-        state = json.loads(marker.read_text())
-        if not tensors.is_file() or file_sha256(tensors) != state["sha256"]:
-            warn(f"{tensors}: does not match its checksum; using the checkpoint before it")
+        state = _read_marker(marker)
+        if state is None or not tensors.is_file() or file_sha256(tensors) != state["sha256"]:
+            warn(f"{tensors}: damaged, it does not match its checksum; using the checkpoint before it")
+            marker.unlink()  # or it would count as one of the newest when old ones are deleted
+            tensors.unlink(missing_ok=True)
             continue
         loaded = load_file(tensors)
         if any(loaded.get(f"model.{n}", torch.empty(0)).shape != p.shape for n, p in model.named_parameters()):
@@ -54,6 +56,14 @@ def load_checkpoint(
         _restore(loaded, model, optimizer)
         return state["step"], state["extra"]
     return None
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return state if isinstance(state, dict) and {"step", "sha256", "extra"} <= state.keys() else None
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
