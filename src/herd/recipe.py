@@ -6,14 +6,14 @@ then leaves them out of `model_dump`, and so they are no part of an artifact's k
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from herd.console import HerdError
+from herd.recipe_errors import explain
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -120,6 +120,7 @@ class Tokenizer(Section):
 class Size(Section):
     """A network's shape; what is left out follows from `[pretrain.architecture]`."""
 
+    choices: ClassVar[str] = "'forecast' or a table of layers, dim, heads, kv_heads, ffn_dim"
     layers: Positive
     dim: Positive
     heads: Positive | None = None
@@ -162,6 +163,7 @@ class Scaling(Section):
 
 
 class TokenCount(Section):
+    choices: ClassVar[str] = "'optimal', a number above 0 or a table { count = N }"
     count: PositiveReal
 
 
@@ -358,138 +360,10 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        lines = [f"{path}: {_explain(problem)}" for problem in _without_echoes(error, tables)]
-        raise HerdError("\n".join(dict.fromkeys(lines))) from None
+        raise HerdError("\n".join(f"{path}: {line}" for line in explain(error, tables, Recipe))) from None
 
 
 def _no_twins(names: list[str]) -> None:
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
         raise ValueError(f"name used twice: {', '.join(twins)}")
-
-
-def _without_echoes(error: ValidationError, tables: dict[str, Any]) -> list[Any]:
-    """A union's problems, of the branch that was meant: a table's, a number's, or else one line naming all choices."""
-    kept: list[Any] = []
-    for problem in error.errors(include_url=False):
-        loc = problem["loc"]
-        cut = next((i for i, part in enumerate(loc) if isinstance(part, str) and _is_union_label(part)), None)
-        if cut is None:
-            kept.append(problem)
-            continue
-        value: Any = tables
-        for part in loc[:cut]:
-            value = cast(Any, value)[part]
-        if isinstance(value, dict):
-            if loc[cut] in UNION_TABLES:
-                kept.append(problem)
-        elif loc[cut] in UNION_TABLES:
-            kept.append(
-                {
-                    "type": "union",
-                    "loc": loc[:cut],
-                    "input": value,
-                    "ctx": {"expected": UNION_TABLES[loc[cut]]},
-                    "msg": "",
-                }
-            )
-    return kept
-
-
-UNION_TABLES = {
-    "Size": "'forecast' or a table of layers, dim, heads, kv_heads, ffn_dim",
-    "TokenCount": "'optimal', a number above 0 or a table { count = N }",
-}
-
-# pydantic's kinds of problem, said to somebody who wrote TOML
-EXPECTED = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    "string_type": "a string",
-    "finite_number": "a finite number",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "too_short": "at least {min_length} entries",
-    "too_long": "at most {max_length} entries",
-    "string_pattern_mismatch": "text that matches {pattern}",
-}
-
-
-def _is_union_label(part: str) -> bool:
-    return part in {"Size", "TokenCount", "float"} or part.startswith(("literal[", "constrained-"))
-
-
-def _explain(problem: Any) -> str:
-    """One problem of pydantic's as: key: what is wrong, and what is allowed."""
-    loc = [part for part in problem["loc"] if not (isinstance(part, str) and _is_branch_label(part))]
-    key = dotted(loc)
-    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        allowed = _keys_at(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(loc[-1]), allowed, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{key}: unknown key; {hint}allowed here: {', '.join(allowed)}"
-    if kind == "missing":
-        return f"{key}: missing"
-    if kind == "union_tag_not_found":
-        return f"{key}.kind: missing; allowed: {_kinds()}"
-    if kind == "union_tag_invalid":
-        return f"{key}.kind: '{context['tag']}' is not allowed; allowed: {_kinds()}"
-    if kind in ("literal_error", "union"):
-        return f"{key}: {value!r} is not allowed; allowed: {context['expected']}"
-    if kind in EXPECTED:
-        shown = f"{len(value)} entries" if kind in ("too_short", "too_long") else repr(value)
-        return f"{key}: {shown} is not allowed; allowed: {EXPECTED[kind].format(**context)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if kind == "value_error" or isinstance(value, dict | list) else f" (here: {value!r})"
-    return f"{key}: {message[:1].lower() + message[1:]}{shown}"
-
-
-def _kinds() -> str:
-    return ", ".join(
-        f"'{k}'" for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation)
-    )
-
-
-def _is_branch_label(part: str) -> bool:
-    """Whether pydantic put this part into a location to name a branch of a union, rather than a key of the file."""
-    kinds = {k for cls in get_args(get_args(Source)[0]) for k in get_args(cls.model_fields["kind"].annotation)}
-    return part in kinds | {"Size", "TokenCount", "float"} or part.startswith(("literal[", "constrained-", "function-"))
-
-
-def _keys_at(loc: tuple[Any, ...]) -> list[str]:
-    """Keys allowed in the table at a location of the schema."""
-    here: list[Any] = [Recipe]
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        narrowed = [
-            cls
-            for cls in here
-            if part in (cls.__name__, *get_args(getattr(cls.model_fields.get("kind"), "annotation", None)))
-        ]
-        if narrowed:
-            here = narrowed
-            continue
-        fields = [f for cls in here for n, f in cls.model_fields.items() if part in (n, f.alias)]
-        here = [section for field in fields for section in _sections_in(field.annotation)]
-    return [field.alias or name for cls in here for name, field in cls.model_fields.items()]
-
-
-def _sections_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
-
-
-def dotted(parts: list[Any]) -> str:
-    """A location as the person wrote it: data.source[2].kind (the third source)."""
-    text = ""
-    for part in parts:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text or "recipe"

@@ -1,4 +1,4 @@
-"""What the report shows of the data: sources, the funnel of curation with examples of what it dropped, and what is left."""
+"""What the report shows of the data: sources, the funnel of curation with examples of drops, and what is left."""
 
 from __future__ import annotations
 
@@ -93,16 +93,17 @@ def funnel(books: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [_left("", "as read", documents, size, documents, size, [])]
     after = [*(s["bytes_in"] for s in steps[1:]), books["kept"]["bytes"]]
     for step, left in zip(steps, after, strict=True):
+        name: str = step["step"]
         rules = sorted(step["rules"].items(), key=lambda r: (-r[1]["documents"], r[0]))
         rows.append(
             _left(
-                step["step"],
-                STEPS.get(step["step"], step["step"].replace("_", " ")),
+                name,
+                STEPS.get(name, name.replace("_", " ")),
                 step["documents_in"] - step["documents_dropped"],
                 left,
                 documents,
                 size,
-                [_rule(name, counts) for name, counts in rules],
+                [_rule(rule, counts) for rule, counts in rules],
             )
         )
     return rows

@@ -25,7 +25,7 @@ RAMP = tuple(f"#0c0c0{i}" for i in range(10))  # budgets: one ramp from dark to 
 _VARIABLES = {INK: "ink", MUTED: "muted", FAINT: "faint", PAPER: "paper"}
 _VARIABLES |= {c: f"c{i}" for i, c in enumerate(SERIES)} | {c: f"r{i}" for i, c in enumerate(RAMP)}
 
-WIDTH_INCHES, FONT_POINTS = 5.0, 9.0
+WIDTH_INCHES, FONT_POINTS = 5.0, 9.8
 _SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,

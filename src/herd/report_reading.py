@@ -23,7 +23,7 @@ STEPS = ("pretrain", "long-context", "anneal")  # a member's training, in order
 
 @dataclass(frozen=True)
 class Run:
-    """What a run holds now, artifacts in the order they were made. `recipe` is None where the folder has none that this version reads."""
+    """What a run holds now, artifacts in the order they were made. `recipe`: None where there is none we can read."""
 
     path: Path
     artifacts: dict[str, Artifact]
@@ -35,7 +35,7 @@ class Run:
         return entry.claim if entry else None
 
     def cite(self, id: str, text: str | None = None) -> Markup | None:
-        """The value of a claim (or `text` made from it), linked to the claim's row; None where there is no such claim."""
+        """A claim's value (or `text` made from it), linked to the claim's row; None where there is no such claim."""
         claim = self.claim(id)
         return None if claim is None else link(text or say(claim.value, claim.unit), f"#{anchor(id)}")
 

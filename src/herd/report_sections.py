@@ -34,6 +34,7 @@ def sections(run: Run) -> dict[str, Any]:
     return {
         "family": run.recipe.family.name if run.recipe else run.path.resolve().name,
         "description": run.recipe.family.description if run.recipe else "",
+        "has_recipe": run.recipe is not None,
         "made": made(run),
         "headlines": headlines(run),
         "not_yet": not_yet(run),
@@ -148,6 +149,8 @@ def not_yet(run: Run) -> list[str]:
     if run.recipe is None:
         steps = ["pretrain"]
     wanted += [f"{step}-{m}" for m in run.members for step in (*steps, "evaluate", "export")]
+    if not run.members:
+        wanted.append("the members")
     return [stage for stage in wanted if stage not in run.artifacts]
 
 
