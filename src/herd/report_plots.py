@@ -179,6 +179,7 @@ def verdict(name: str, forecast: Measured, measured: float | None) -> Markup:
         axes.set_xlim(min(points) - margin, max(points) + margin)
         axes.set_ylim(-1, 1)
         axes.set_yticks([])
+        axes.locator_params(axis="x", nbins=6)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("held-out loss, nats a token")
     return svg[0]
@@ -237,7 +238,7 @@ def dots(rows: Sequence[tuple[str, Mapping[str, Measured]]], members: Sequence[s
         handles = [
             axes.plot([], [], "o", color=c, markersize=4.5, label=n)[0] for n, c in zip(members, colours, strict=True)
         ]
-        columns = min(4, len(members))
+        columns = 3 if max(map(len, members)) < 14 else 2
         axes.legend(
             handles=handles,
             loc="lower left",
