@@ -28,6 +28,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 RECORDED = "recorded"
 DRAFTS = ".drafts"
+CURRENT = "current.json"
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,27 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_current(run: Path) -> dict[str, str]:
+    """Folder names of a run's newest artifacts by stage; empty where nothing was published yet."""
+    try:
+        return json.loads((run / CURRENT).read_text(encoding="utf-8"))["artifacts"]
+    except FileNotFoundError:
+        return {}
+
+
+def write_current(run: Path, stage: str, folder: str) -> None:
+    """Note that `folder` now holds a stage's newest artifact."""
+    artifacts = read_current(run)
+    if artifacts.get(stage) != folder:
+        current = {"schema": SCHEMA, "artifacts": artifacts | {stage: folder}}
+        write_atomically(run / CURRENT, canonical_json(current, indent=1) + "\n")
+
+
+def published(run: Path) -> dict[str, Artifact]:
+    """The newest artifacts of a run by stage name."""
+    return {stage: open_artifact(run / folder) for stage, folder in read_current(run).items()}
 
 
 def clean_drafts(run: Path) -> None:

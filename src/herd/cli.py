@@ -117,7 +117,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from herd.report import write_report
-    from herd.run import Choice, run_recipe
+    from herd.run import run_recipe
+    from herd.stages import Choice
 
     choice = Choice(options.until, options.only, tuple(options.force), options.member)
     run = run_recipe(options.recipe, options.out, choice)
@@ -172,7 +173,8 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
-    from herd.run import finished_run, member_artifact, published
+    from herd.artifact import published
+    from herd.run import finished_run, member_artifact
 
     run = finished_run(options.run)
     return member_artifact(run, options.member).path, published(run)["tokenizer"].path

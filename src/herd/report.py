@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 
 from herd import __version__
-from herd.artifact import write_atomically
+from herd.artifact import CURRENT, write_atomically
 from herd.console import HerdError
 from herd.evidence import LEDGER
-from herd.report_reading import CURRENT, read_run
+from herd.report_reading import read_run
 
 PAGE = "report.html"
 TEMPLATE = "report.html.jinja"

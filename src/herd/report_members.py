@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from herd.artifact import Artifact
 from herd.console import human_bytes, human_count
+from herd.evidence import Claim
 from herd.report_plots import Curve, Measured, dots, loss_curves, scientific, smooth
 from herd.report_reading import Run, metrics
 
@@ -22,9 +23,9 @@ def training(run: Run) -> dict[str, Any] | None:
     return {
         "curves": loss_curves([_curve(run, m) for m in trained]),
         "changes": changes,
-        "better": sum(row["change"] < 0 for row in changes),
+        "better": sum(row["verdict"] == "better" for row in changes),
         "averaged": len(averaged),
-        "averaging_helped": sum(row["change"] < 0 for row in averaged),
+        "averaging_helped": sum(row["verdict"] == "better" for row in averaged),
     }
 
 
@@ -46,12 +47,12 @@ def _changes(run: Run, member: str) -> list[dict[str, Any]]:
     long, last, mean = f"{member}.long-context.loss", f"{member}.anneal.loss-last", f"{member}.anneal.loss-average"
     before_anneal = long if f"long-context-{member}" in run.artifacts else f"{member}.pretrain.loss"
     rows = []
-    for step, before, after in (
-        ("long context", f"{long}-before", long),
-        ("annealing", before_anneal, last),
-        ("averaging", last, mean),
+    for step, before, after, id in (
+        ("long context", f"{long}-before", long, f"{member}.long-context.change"),
+        ("annealing", before_anneal, last, f"{member}.anneal.change"),
+        ("averaging", last, mean, f"{member}.anneal.averaging-change"),
     ):
-        first, second = run.claim(before), run.claim(after)
+        first, second, difference = run.claim(before), run.claim(after), run.claim(id)
         artifact = run.artifacts.get(f"{'long-context' if step == 'long context' else 'anneal'}-{member}")
         if first is None or second is None or artifact is None:
             continue
@@ -64,12 +65,19 @@ def _changes(run: Run, member: str) -> list[dict[str, Any]]:
                 "before": run.cite(before),
                 "after": run.cite(after),
                 "change": change,
-                "said": "no change"
-                if abs(change) < 5e-5
-                else f"{abs(change):.2%} {'lower, better' if change < 0 else 'higher, worse'}",
+                "difference": run.cite(id, f"{difference.value:+.4f}") if difference else None,
+                "interval": run.cite_interval(id),
+                "verdict": _verdict(difference) if difference else ("better" if change < 0 else "worse"),
             }
         )
     return rows
+
+
+def _verdict(difference: Claim) -> str:
+    """Better or worse where the interval of the difference leaves out zero, else unclear."""
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return "unclear"
+    return "better" if difference.value < 0 else "worse"
 
 
 def herd(run: Run) -> dict[str, Any] | None:
@@ -152,8 +160,8 @@ def exports(run: Run) -> list[dict[str, Any]]:
 
 
 def _export(run: Run, name: str, form: str, rounded: Any, cost: Any, size: int, artifact: Artifact) -> dict[str, Any]:
-    def cite(text: str) -> Markup:
-        return run.from_file(f"export-{name}", "parity.json", text)
+    def cite(claim: str, text: str) -> Markup:
+        return run.cite(f"{name}.export.{form}.{claim}", text) or run.from_file(f"export-{name}", "parity.json", text)
 
     return {
         "member": name,
@@ -161,8 +169,8 @@ def _export(run: Run, name: str, form: str, rounded: Any, cost: Any, size: int, 
         "folder": f"{artifact.path.name}/{form}/",
         "size": human_bytes(size),
         "exact": rounded["max_abs_logit_error"] == 0,
-        "error": cite(f"{rounded['max_abs_logit_error']:g}"),
-        "kl": cite(f"{cost['kl_nats']:.1e}"),
-        "top1": cite(f"{cost['top1_agreement']:.2%}"),
+        "error": run.from_file(f"export-{name}", "parity.json", f"{rounded['max_abs_logit_error']:g}"),
+        "kl": cite("kl", f"{cost['kl_nats']:.1e}"),
+        "top1": cite("top1-agreement", f"{cost['top1_agreement']:.2%}"),
         "tokens": f"{cost['tokens']:,}",
     }

@@ -12,12 +12,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from herd.artifact import Artifact, open_artifact
+from herd.artifact import CURRENT, Artifact, published
 from herd.console import HerdError, human_bytes
 from herd.evidence import Claim, Entry, Ledger
 from herd.recipe import Recipe, load_recipe
 
-CURRENT = "current.json"
 STEPS = ("pretrain", "long-context", "anneal")  # a member's training, in order
 
 
@@ -73,16 +72,13 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """Read a run's folder. Raises HerdError where it is no run, or an artifact it names is damaged."""
-    try:
-        folders = json.loads((path / CURRENT).read_text())["artifacts"]
-    except FileNotFoundError:
-        raise HerdError(f"{path}: no run of herd here ({CURRENT} is missing)") from None
+    if not (path / CURRENT).exists():
+        raise HerdError(f"{path}: no run of herd here ({CURRENT} is missing)")
     try:
         recipe = load_recipe(path / "recipe.toml")
     except HerdError:
         recipe = None
-    opened = [(stage, open_artifact(path / folder)) for stage, folder in folders.items()]
-    in_order = sorted(opened, key=lambda one: (one[1].manifest["recorded"].get("started", ""), one[0]))
+    in_order = sorted(published(path).items(), key=lambda one: (one[1].manifest["recorded"].get("started", ""), one[0]))
     return Run(path, dict(in_order), Ledger(path).latest(), recipe)
 
 

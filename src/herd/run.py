@@ -1,4 +1,4 @@
-"""The order of the stages: what each needs, which are done, and running the rest.
+"""Bringing about what a recipe describes: which stages are done, and running the rest.
 
 A stage's key is known once its inputs are published, so the plan is walked from the front: find the artifact or make
 it, then go on. Stages of different members run side by side in worker processes. Whatever happens, what is published
@@ -10,242 +10,33 @@ from __future__ import annotations
 import datetime
 import fcntl
 import importlib
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from herd.artifact import (
+    CURRENT,
     Artifact,
-    canonical_json,
     clean_drafts,
     find,
     folder_name,
     open_artifact,
     publish,
-    stage_key,
+    published,
     write_atomically,
+    write_current,
 )
 from herd.console import HerdError, duration, say
 from herd.evidence import Ledger
-from herd.recipe import Pretrain, Recipe, Section, load_recipe
+from herd.recipe import Recipe, load_recipe
+from herd.stages import Choice, Stage, stages
 
-CURRENT = "current.json"
 LOCK = "lock"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a plan. `inputs` maps the names its function knows to the stages that make them.
-
-    function: "module:name" of a function (settings, inputs, out), imported only when it runs. facts: what else the
-    artifact depends on (installed packages, files of a folder). alone: runs in this process, with nothing beside it.
-    """
-
-    name: str
-    function: str
-    version: int
-    settings: Section
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    member: str | None = None
-    alone: bool = True
-
-    @property
-    def kind(self) -> str:
-        return self.name.removesuffix(f"-{self.member}") if self.member else self.name
-
-    def asked(self, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-        """What the key hashes."""
-        settings = self.settings.model_dump(mode="json") | ({"facts": self.facts} if self.facts else {})
-        return {
-            "version": self.version,
-            "settings": settings,
-            "inputs": {name: a.content for name, a in inputs.items()},
-        }
-
-
-def stages(recipe: Recipe, base: Path) -> list[Stage]:
-    """The stages of a recipe in order; `base` is the folder that its relative paths start from."""
-    from herd.data.curate import CurateSettings
-    from herd.data.shards import ShardSettings
-    from herd.data.sources import CollectSettings, fingerprint
-    from herd.data.vocabulary import VocabularySettings
-    from herd.pretrain.forecast import ForecastSettings
-    from herd.pretrain.ladder import LadderSettings
-    from herd.train.hardware import choose_hardware
-
-    seed, compute = recipe.family.seed, recipe.compute
-    hardware = choose_hardware(compute).describe()
-    collect = CollectSettings(sources=recipe.data.source, base=base)
-    ladder_settings = LadderSettings(
-        seed=seed,
-        scaling=recipe.scaling,
-        pretrain=initial_part(recipe.pretrain),
-        max_documents=recipe.evaluate.max_documents,
-        hardware=hardware,
-        compute=compute,
-    )
-    plan = [
-        Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
-        Stage(
-            "curate", "herd.data.curate:curate", 1, CurateSettings(data=recipe.data, seed=seed), {"sources": "sources"}
-        ),
-        Stage(
-            "tokenizer",
-            "herd.data.vocabulary:learn",
-            1,
-            VocabularySettings(seed=seed, tokenizer=recipe.tokenizer),
-            {"curate": "curate"},
-        ),
-        Stage(
-            "shards",
-            "herd.data.shards:shard",
-            1,
-            ShardSettings(seed=seed),
-            {"curate": "curate", "tokenizer": "tokenizer"},
-        ),
-        Stage("ladder", "herd.pretrain.ladder:ladder", 1, ladder_settings, {"shards": "shards"}),
-        Stage(
-            "forecast",
-            "herd.pretrain.forecast:write_forecast",
-            1,
-            ForecastSettings(
-                seed=seed, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), member=recipe.member
-            ),
-            {"ladder": "ladder", "shards": "shards"},
-        ),
-    ]
-    for member in recipe.member:
-        plan += _member_stages(recipe, member.name, hardware)
-    return plan
-
-
-def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Iterator[Stage]:
-    from herd.deploy.export import ExportSettings
-    from herd.evaluate.member import MemberEvaluation
-    from herd.pretrain.anneal import AnnealSettings
-    from herd.pretrain.initial import InitialSettings
-    from herd.pretrain.long_context import LongContextSettings
-
-    member, shards = recipe.find_member(name), {"shards": "shards"}
-    if member.from_ != "scratch":
-        raise HerdError(f"member {name}: from = '{member.from_}' is not supported by this version; allowed: 'scratch'")
-    common: dict[str, Any] = {
-        "seed": recipe.family.seed,
-        "max_documents": recipe.evaluate.max_documents,
-        "hardware": hardware,
-        "threads": recipe.compute.threads,
-        "compute": recipe.compute,
-    }
-    where: dict[str, Any] = {"member": name, "alone": False}
-    initial = last = f"pretrain-{name}"
-    settings = InitialSettings(member=member, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), **common)
-    yield Stage(initial, "herd.pretrain.initial:initial", 1, settings, shards | {"forecast": "forecast"}, **where)
-    if recipe.pretrain.long_context:
-        longer = f"long-context-{name}"
-        yield Stage(
-            longer,
-            "herd.pretrain.long_context:long_context",
-            1,
-            LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common),
-            shards | {"pretrain": initial},
-            **where,
-        )
-        last = longer
-    if recipe.pretrain.anneal:
-        annealed = f"anneal-{name}"
-        yield Stage(
-            annealed,
-            "herd.pretrain.anneal:anneal",
-            1,
-            AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common),
-            shards | {"pretrain": initial, "model": last},
-            **where,
-        )
-        last = annealed
-    evaluation = MemberEvaluation(
-        seed=recipe.family.seed,
-        member=name,
-        evaluate=recipe.evaluate,
-        hardware=hardware,
-        context_tokens=recipe.pretrain.context_tokens,
-        compute=recipe.compute,
-    )
-    yield Stage(
-        f"evaluate-{name}",
-        "herd.evaluate.member:evaluate_member",
-        1,
-        evaluation,
-        shards | {"model": last, "tokenizer": "tokenizer"},
-        **where,
-    )
-    export = ExportSettings(formats=tuple(recipe.deploy.formats))
-    yield Stage(
-        f"export-{name}",
-        "herd.deploy.export:export",
-        1,
-        export,
-        shards | {"model": last, "tokenizer": "tokenizer"},
-        **where,
-    )
-
-
-def initial_part(pretrain: Pretrain) -> Pretrain:
-    """What initial pre-training and the ladder depend on, so that a change of later steps does not repeat them."""
-    return without(pretrain, "long_context", "anneal")
-
-
-def without(pretrain: Pretrain, *steps: str) -> Pretrain:
-    """The section with some of its later steps left out."""
-    return pretrain.model_copy(update=dict.fromkeys(steps))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What of the plan to run: up to a stage, only some, made anew, for one member. Stages by name or by kind."""
-
-    until: str | None = None
-    only: str | None = None
-    force: tuple[str, ...] = ()
-    member: str | None = None
-
-    def check(self, plan: list[Stage], recipe: Recipe) -> None:
-        """Raises HerdError for names that the plan does not have."""
-        known = {name for stage in plan for name in (stage.name, stage.kind)}
-        for option, names in (("--until", [self.until]), ("--only", [self.only]), ("--force", self.force)):
-            for name in names:
-                if name is not None and name not in known:
-                    raise HerdError(
-                        f"{option} {name}: no such stage; stages are {', '.join(dict.fromkeys(s.kind for s in plan))}"
-                    )
-        if self.member is not None:
-            recipe.find_member(self.member)
-
-    def wanted(self, plan: list[Stage]) -> list[Stage]:
-        """The stages to bring about, in order."""
-        mine = [s for s in plan if s.member is None or self.member in (None, s.member)]
-        if self.only is not None:
-            return [s for s in mine if self.only in (s.name, s.kind)]
-        if self.until is not None:
-            kinds = list(dict.fromkeys(s.kind for s in plan))
-            last = next(s for s in plan if self.until in (s.name, s.kind))
-            of_one = self.until != last.kind  # a stage of one member: what other members need besides is left out
-            return [
-                s
-                for s in mine
-                if kinds.index(s.kind) <= kinds.index(last.kind) and (not of_one or s.member in (None, last.member))
-            ]
-        return mine
-
-    def forces(self, stage: Stage) -> bool:
-        return bool({stage.name, stage.kind} & set(self.force)) and self.member in (None, stage.member)
 
 
 def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None) -> Path:
@@ -340,7 +131,7 @@ class _Execution:
 
     def _resolve(self, stage: Stage) -> bool:
         """Take a stage's artifact if it is there and not to be made anew."""
-        key = _key(stage, self._inputs(stage))
+        key = stage.key(self._inputs(stage))
         if self.choice.forces(stage) and stage.name in self.wanted:
             shutil.rmtree(self.run / folder_name(stage.name, key), ignore_errors=True)
             return False
@@ -359,12 +150,7 @@ class _Execution:
     def _take(self, stage: Stage, artifact: Artifact) -> None:
         self.published[stage.name] = artifact
         Ledger(self.run).add(artifact, self._command(stage))
-        current = read_current(self.run)
-        if current.get(stage.name) != artifact.path.name:
-            write_atomically(
-                self.run / CURRENT,
-                canonical_json({"schema": 1, "artifacts": current | {stage.name: artifact.path.name}}, indent=1) + "\n",
-            )
+        write_current(self.run, stage.name, artifact.path.name)
 
     def _command(self, stage: Stage) -> str:
         out = "" if self.run == Path("runs") / self.recipe.family.name else f" --out {self.run}"
@@ -399,11 +185,6 @@ class _Lazily:
             self._made.__exit__(*error)
 
 
-def _key(stage: Stage, inputs: Mapping[str, Artifact]) -> str:
-    asked = stage.asked(inputs)
-    return stage_key(stage.kind, stage.version, asked["settings"], asked["inputs"])
-
-
 def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: str) -> Path:
     """Run one stage and publish its artifact; returns the artifact's folder."""
     from herd.train.hardware import machine
@@ -417,7 +198,7 @@ def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: st
         "command": command,
         "herd": _version(),
     }
-    key = _key(stage, inputs)
+    key = stage.key(inputs)
     with publish(run, stage.name, key, stage.asked(inputs), recorded) as draft:
         function(stage.settings, inputs, draft)
         recorded["seconds"] = round((datetime.datetime.now(datetime.UTC) - started).total_seconds(), 2)
@@ -427,19 +208,6 @@ def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: st
 def execute_in_worker(stage: Stage, inputs: Mapping[str, Path], run: Path, command: str) -> Path:
     """`execute`, with inputs given by path: what a worker process is handed."""
     return execute(stage, {name: open_artifact(path) for name, path in inputs.items()}, run, command)
-
-
-def read_current(run: Path) -> dict[str, str]:
-    """Folder names of the newest artifacts by stage; empty where nothing was published yet."""
-    try:
-        return json.loads((run / CURRENT).read_text())["artifacts"]
-    except FileNotFoundError:
-        return {}
-
-
-def published(run: Path) -> dict[str, Artifact]:
-    """The newest artifacts of a run by stage name."""
-    return {name: open_artifact(run / folder) for name, folder in read_current(run).items()}
 
 
 STEPS_TO_A_MEMBER = ("anneal", "long-context", "pretrain")  # the last that was run holds the member's weights

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from herd.artifact import verify
+from herd.artifact import published, verify
 from herd.console import duration, human_bytes, human_count
 from herd.evidence import Ledger
 from herd.model.config import ModelConfig
 from herd.pretrain.plan import TrainingPlan, member_plan, model_config
 from herd.recipe import Member, Recipe, Section, Size, load_recipe
-from herd.run import member_artifact, published
+from herd.run import member_artifact
 from herd.train.planner import plan_mesh
 
 

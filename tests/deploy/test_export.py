@@ -52,7 +52,9 @@ def inputs(tmp_path):
 
 
 def run(inputs, tmp_path, **settings):
-    return published(tmp_path, "export", lambda draft: export(ExportSettings(**settings), inputs, draft))
+    return published(
+        tmp_path, "export", lambda draft: export(ExportSettings(member="small", **settings), inputs, draft)
+    )
 
 
 def test_an_export_loads_elsewhere_and_says_what_rounding_costs(inputs, tmp_path):

@@ -13,6 +13,7 @@ from herd.model.formats.native import load_native
 from herd.pretrain.anneal import AnnealSettings, anneal
 from herd.pretrain.initial import InitialSettings, initial
 from herd.pretrain.long_context import LongContextSettings, long_context
+from herd.pretrain.plan import member_plan
 from herd.recipe import Anneal, Architecture, Batch, Compute, LearningRate, LongContext, Member, Pretrain, Scaling, Size
 from herd.scaling.forecast import Forecast, forecast
 from herd.scaling.isoflop import Cell
@@ -29,6 +30,7 @@ PRETRAIN = Pretrain(
 SCALING = Scaling(
     budgets_flops=[1e7, 2e7, 4e7], forecast_flops=1.2e8, grid=[Size(layers=1, dim=8), Size(layers=1, dim=32)]
 )
+VOCAB = 64  # of the shards in conftest.py
 COMPUTE = Compute(device="cpu", dtype="float32")
 
 
@@ -68,11 +70,14 @@ def steps(run, shards):
         "threads": 1,
         "compute": COMPUTE,
     }
+    flagship = Member(name="flagship", role="reference", size="forecast")
     with publish(run, "forecast", "forecast".ljust(64, "0"), {"inputs": {}}, {}) as out:
         out.write_json("forecast.json", found().to_dict())
+        plan = member_plan(SCALING, PRETRAIN, flagship, VOCAB, found())
+        assert plan is not None
+        out.write_json("members.json", {"flagship": {"parameters": plan.config.parameters, "tokens": plan.tokens}})
     predicted = find(run, "forecast", "forecast".ljust(64, "0"))
     assert predicted is not None
-    flagship = Member(name="flagship", role="reference", size="forecast")
     first = make(
         run,
         "pretrain",
@@ -131,7 +136,9 @@ def test_annealing_ends_at_zero_and_averages(steps):
     weights, before = load_file(steps[2].file("model.safetensors")), load_file(steps[1].file("model.safetensors"))
     assert weights.keys() == before.keys()
     assert not torch.equal(weights["norm.weight"], before["norm.weight"])
-    assert {"flagship.anneal.loss-last", "flagship.anneal.loss-average"} == set(claims(steps[2]))
+    measured = claims(steps[2])
+    change = measured["flagship.anneal.loss-average"] - measured["flagship.anneal.loss-last"]
+    assert measured["flagship.anneal.averaging-change"] == pytest.approx(change)
 
 
 def test_all_of_it_again_gives_the_same_bytes(steps, run, shards):

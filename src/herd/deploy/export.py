@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError, progress, say
+from herd.evidence import Claim, write_claims
 from herd.model.config import ModelConfig
 from herd.model.formats.huggingface import read_huggingface, write_huggingface
 from herd.model.formats.native import build, load_native, read_tensors
@@ -31,6 +32,7 @@ WINDOW_TOKENS = 512  # bounds the logits of a 128K vocabulary to 260 MB a model
 
 
 class ExportSettings(Section):
+    member: str
     formats: tuple[Literal["huggingface"], ...] = ("huggingface",)
     parity_tokens: Positive = 2048
 
@@ -65,6 +67,26 @@ def export(settings: ExportSettings, inputs: Mapping[str, Artifact], out: Draft)
         write_huggingface(out.folder / name, source.config, source.state_dict(), tokenizer, torch.bfloat16)
         report[name] = prove(source, out.folder / name, tokens)
     out.write_json("parity.json", {"schema": SCHEMA, "formats": report})
+    write_claims(
+        out.folder / "claims.json", [c for form in report for c in _claims(settings.member, form, report[form])]
+    )
+
+
+def _claims(member: str, form: str, figures: dict[str, dict[str, float]]) -> list[Claim]:
+    cost, stem = figures["against_float32"], f"{member}.export.{form}"
+    against = f"of {member} written as {form} in bfloat16 against its float32 weights"
+    n, of = int(cost["tokens"]), "held-out tokens"
+    return [
+        Claim(f"{stem}.kl", f"KL divergence {against}", cost["kl_nats"], "nats/token", n, of),
+        Claim(
+            f"{stem}.top1-agreement",
+            f"agreement on the likeliest token {against}",
+            cost["top1_agreement"],
+            "fraction",
+            n,
+            of,
+        ),
+    ]
 
 
 def prove(source: Transformer, folder: Path, tokens: Tensor) -> dict[str, dict[str, float]]:

@@ -52,6 +52,10 @@ def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:
         while len(prompt) > room and len(turns) > 1:
             turns.pop(0)
             prompt = words.encode("".join(turns), bos=True)
+        if len(prompt) > room:
+            print(f"(that is {len(prompt)} tokens, {room} fit: say it shorter)")
+            turns.pop()
+            continue
         answer = ""
         print(f"{name}:", end="", flush=True)
         for piece in generator.stream(prompt, replace(sampling, seed=sampling.seed + len(turns))):

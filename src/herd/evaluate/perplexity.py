@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from herd.data.shards import HeldOut
 from herd.evidence import Claim
-from herd.intervals import Interval, ratio_bootstrap
+from herd.intervals import Interval, paired_bootstrap, ratio_bootstrap
 from herd.model.transformer import Transformer
 
 BATCH_TOKENS = 8192
+CHANGE_SAMPLES, CHANGE_CONFIDENCE = 1000, 0.95
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class DocumentLosses:
     def claim(self, id: str, what: str) -> Claim:
         """The loss in nats a token as a claim."""
         return Claim(id, what, self.nats_per_token, "nats/token", len(self.ids), "held-out documents")
+
+    def change_claim(self, before: DocumentLosses, id: str, what: str, seed: int) -> Claim:
+        """How the loss in nats a token differs from `before` on the same documents, with a paired interval."""
+        low, high = paired_bootstrap(
+            self.nats, before.nats, self.tokens.astype(float), seed, CHANGE_SAMPLES, CHANGE_CONFIDENCE
+        )
+        change = self.nats_per_token - before.nats_per_token
+        method = "paired bootstrap over documents"
+        n, of = len(self.ids), "held-out documents"
+        return Claim(id, what, change, "nats/token", n, of, low, high, CHANGE_CONFIDENCE, method)
 
     def select(self, keep: np.ndarray) -> DocumentLosses:
         """The documents where the boolean array is true."""

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
-from herd.evaluate.perplexity import score_documents
+from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
+from herd.model.transformer import Transformer
 from herd.pretrain.initial import plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan
 from herd.recipe import Compute, Pretrain, Section
@@ -66,6 +67,10 @@ def anneal(settings: AnnealSettings, inputs: Mapping[str, Artifact], out: Draft)
         save_file(weights_now, partial)
         partial.replace(out.work / f"average-{step}.safetensors")
 
+    def score(candidate: Transformer) -> DocumentLosses:
+        return score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
+
+    before = score(model)
     title = f"{settings.member}: annealing"
     state = train(
         model,
@@ -81,15 +86,13 @@ def anneal(settings: AnnealSettings, inputs: Mapping[str, Artifact], out: Draft)
     averaged = build(config, average_checkpoints(kept)).to(hardware.device)
     save_native(out.folder, config, averaged.state_dict())
     write_training(out, state, plan_facts(plan, shards))
-    claims = []
-    for label, candidate, what in (
-        ("last", model, "last checkpoint"),
-        ("average", averaged, f"mean of {rules.checkpoints} checkpoints"),
-    ):
-        losses = score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
-        claims.append(
-            losses.claim(
-                f"{settings.member}.anneal.loss-{label}", f"held-out loss of {settings.member} after annealing, {what}"
-            )
-        )
+    last, mean = score(model), score(averaged)
+    name, seed = settings.member, derive_seed(settings.seed, "anneal change")
+    of = f"the held-out loss of {name}"
+    claims = [
+        last.claim(f"{name}.anneal.loss-last", f"{of} after annealing, last checkpoint"),
+        mean.claim(f"{name}.anneal.loss-average", f"{of} after annealing, mean of {rules.checkpoints} checkpoints"),
+        last.change_claim(before, f"{name}.anneal.change", f"what annealing changed in {of}", seed),
+        mean.change_claim(last, f"{name}.anneal.averaging-change", f"what averaging changed in {of}", seed),
+    ]
     write_claims(out.folder / "claims.json", claims)

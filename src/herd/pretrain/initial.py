@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_serializer
 
 from herd.artifact import Artifact, Draft, canonical_json
+from herd.console import HerdError
 from herd.data.loader import derive_seed
 from herd.data.shards import Shards, load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
@@ -60,6 +61,13 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
     found = Forecast.from_dict(inputs["forecast"].json("forecast.json"))
     plan = member_plan(settings.scaling, settings.pretrain, settings.member, shards.vocab_size, found)
     assert plan is not None
+    planned = inputs["forecast"].json("members.json")[settings.member.name]
+    if (planned["parameters"], planned["tokens"]) != (plan.config.parameters, plan.tokens):
+        raise HerdError(
+            f"{settings.member.name}: the forecast planned {planned['parameters']:,} parameters on "
+            f"{planned['tokens']:,} tokens, this version of herd plans {plan.config.parameters:,} on {plan.tokens:,}: "
+            "make the forecast anew with --force forecast"
+        )
     hardware = choose_hardware(settings.compute)
     model = new_model(plan.config, derive_seed(settings.seed, "init"), hardware)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))

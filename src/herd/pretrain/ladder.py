@@ -97,7 +97,7 @@ def _publish(out: Draft, cells: list[dict[str, Any]]) -> None:
         out.folder / "claims.json",
         [
             Claim(
-                f"ladder.{c['budget_flops']:.3g}.{c['parameters']}.loss",
+                f"ladder.{c['budget_flops']:g}.{c['parameters']}.loss",
                 f"held-out loss of {c['parameters']:,} parameters trained with {c['budget_flops']:.3g} FLOPs",
                 c["loss"],
                 "nats/token",

@@ -69,9 +69,16 @@ def long_context(settings: LongContextSettings, inputs: Mapping[str, Artifact], 
     )
     save_native(out.folder, config, model.state_dict())
     write_training(out, state, plan_facts(plan, shards))
+    after = score(model)
     name, at = settings.member, f"held-out loss of {settings.member} in windows of {long.context_tokens} tokens"
     claims = [
         start.claim(f"{name}.long-context.loss-before", f"{at}, before the long-context step"),
-        score(model).claim(f"{name}.long-context.loss", f"{at}, after the long-context step"),
+        after.claim(f"{name}.long-context.loss", f"{at}, after the long-context step"),
+        after.change_claim(
+            start,
+            f"{name}.long-context.change",
+            f"what the long-context step changed in the {at}",
+            derive_seed(settings.seed, "long-context change"),
+        ),
     ]
     write_claims(out.folder / "claims.json", claims)
