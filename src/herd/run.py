@@ -11,13 +11,13 @@ import datetime
 import fcntl
 import importlib
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herd.artifact import (
     CURRENT,
@@ -35,6 +35,9 @@ from herd.console import HerdError, duration, say
 from herd.evidence import Ledger
 from herd.recipe import Recipe, load_recipe
 from herd.stages import Choice, Stage, stages
+
+if TYPE_CHECKING:
+    from herd.train.workers import Workers
 
 LOCK = "lock"
 
@@ -91,7 +94,9 @@ class _Execution:
         from herd.train.workers import Workers
 
         waiting, running = list(self.plan), dict[Future[Any], Stage]()
-        with _Lazily(lambda: Workers(self._processes(), self.recipe.compute.threads)) as workers:
+        with ExitStack() as stack:
+            # entered when a stage first asks for it: most second runs need no workers
+            workers = cache(lambda: stack.enter_context(Workers(self._processes(), self.recipe.compute.threads)))
             while True:
                 ready = next((s for s in waiting if all(i in self.published for i in s.inputs.values())), None)
                 if ready is not None:
@@ -106,7 +111,7 @@ class _Execution:
         if self.found:
             say(f"{self.found} stages were done already")
 
-    def _start(self, stage: Stage, workers: _Lazily, running: dict[Future[Any], Stage]) -> None:
+    def _start(self, stage: Stage, workers: Callable[[], Workers], running: dict[Future[Any], Stage]) -> None:
         """Take a stage whose inputs are there: found, run here, or handed to a worker."""
         from herd.train.workers import set_threads
 
@@ -117,25 +122,22 @@ class _Execution:
             self._arrived(stage, execute(stage, self._inputs(stage), self.run, self._command(stage)))
         else:
             paths = {name: a.path for name, a in self._inputs(stage).items()}
-            running[workers.get().submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))] = (
-                stage
-            )
+            future = workers().submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))
+            running[future] = stage
 
     def _processes(self) -> int:
         from herd.train.hardware import cores
 
-        return self.recipe.compute.processes or cores()
+        return self.recipe.compute.processes or max(1, cores() // self.recipe.compute.threads)
 
     def _inputs(self, stage: Stage) -> dict[str, Artifact]:
         return {name: self.published[source] for name, source in stage.inputs.items()}
 
     def _resolve(self, stage: Stage) -> bool:
         """Take a stage's artifact if it is there and not to be made anew."""
-        key = stage.key(self._inputs(stage))
         if self.choice.forces(stage) and stage.name in self.wanted:
-            shutil.rmtree(self.run / folder_name(stage.name, key), ignore_errors=True)
             return False
-        artifact = find(self.run, stage.name, key)
+        artifact = find(self.run, stage.name, stage.key(self._inputs(stage)))
         if artifact is None:
             return False
         self.found += stage.name in self.wanted
@@ -164,25 +166,6 @@ class _Execution:
                 raise HerdError(
                     f"{stage.name} needs {', '.join(missing)} first: herd run {self.recipe_name} --until {missing[0]}"
                 )
-
-
-class _Lazily:
-    """A context that is only entered when it is first asked for: most second runs need no workers."""
-
-    def __init__(self, make: Any) -> None:
-        self._make, self._made = make, None
-
-    def __enter__(self) -> _Lazily:
-        return self
-
-    def get(self) -> Any:
-        if self._made is None:
-            self._made = self._make().__enter__()
-        return self._made
-
-    def __exit__(self, *error: Any) -> None:
-        if self._made is not None:
-            self._made.__exit__(*error)
 
 
 def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: str) -> Path:

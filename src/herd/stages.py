@@ -61,7 +61,7 @@ def stages(recipe: Recipe, base: Path) -> list[Stage]:
     seed, compute = recipe.family.seed, recipe.compute
     hardware = choose_hardware(compute).describe()
     collect = CollectSettings(sources=recipe.data.source, base=base)
-    ladder_settings = LadderSettings(
+    climbing = LadderSettings(
         seed=seed,
         scaling=recipe.scaling,
         pretrain=initial_part(recipe.pretrain),
@@ -69,39 +69,27 @@ def stages(recipe: Recipe, base: Path) -> list[Stage]:
         hardware=hardware,
         compute=compute,
     )
+    curation = CurateSettings(data=recipe.data, seed=seed)
+    vocabulary = VocabularySettings(seed=seed, tokenizer=recipe.tokenizer)
+    forecasting = ForecastSettings(
+        seed=seed, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), member=recipe.member
+    )
     plan = [
         Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
-        Stage(
-            "curate", "herd.data.curate:curate", 1, CurateSettings(data=recipe.data, seed=seed), {"sources": "sources"}
-        ),
-        Stage(
-            "tokenizer",
-            "herd.data.vocabulary:learn",
-            1,
-            VocabularySettings(seed=seed, tokenizer=recipe.tokenizer),
-            {"curate": "curate"},
-        ),
-        Stage(
-            "shards",
-            "herd.data.shards:shard",
-            1,
-            ShardSettings(seed=seed),
-            {"curate": "curate", "tokenizer": "tokenizer"},
-        ),
-        Stage("ladder", "herd.pretrain.ladder:ladder", 1, ladder_settings, {"shards": "shards"}),
-        Stage(
-            "forecast",
-            "herd.pretrain.forecast:write_forecast",
-            1,
-            ForecastSettings(
-                seed=seed, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), member=recipe.member
-            ),
-            {"ladder": "ladder", "shards": "shards"},
-        ),
+        Stage("curate", "herd.data.curate:curate", 1, curation, _same("sources")),
+        Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, _same("curate")),
+        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), _same("curate", "tokenizer")),
+        Stage("ladder", "herd.pretrain.ladder:ladder", 1, climbing, _same("shards")),
+        Stage("forecast", "herd.pretrain.forecast:write_forecast", 1, forecasting, _same("ladder", "shards")),
     ]
     for member in recipe.member:
         plan += _member_stages(recipe, member.name, hardware)
     return plan
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Inputs that a stage's function knows by the names of the stages that make them."""
+    return {name: name for name in names}
 
 
 def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Iterator[Stage]:
@@ -111,7 +99,7 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
     from herd.pretrain.initial import InitialSettings
     from herd.pretrain.long_context import LongContextSettings
 
-    member, shards = recipe.find_member(name), {"shards": "shards"}
+    member = recipe.find_member(name)
     if member.from_ != "scratch":
         raise HerdError(f"member {name}: from = '{member.from_}' is not supported by this version; allowed: 'scratch'")
     common: dict[str, Any] = {
@@ -121,33 +109,24 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
         "threads": recipe.compute.threads,
         "compute": recipe.compute,
     }
-    where: dict[str, Any] = {"member": name, "alone": False}
-    initial = last = f"pretrain-{name}"
-    settings = InitialSettings(member=member, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), **common)
-    yield Stage(initial, "herd.pretrain.initial:initial", 1, settings, shards | {"forecast": "forecast"}, **where)
+
+    def stage(step: str, function: str, settings: Section, inputs: dict[str, str]) -> Stage:
+        return Stage(f"{step}-{name}", function, 1, settings, _same("shards") | inputs, member=name, alone=False)
+
+    first = InitialSettings(member=member, scaling=recipe.scaling, pretrain=initial_part(recipe.pretrain), **common)
+    yield stage("pretrain", "herd.pretrain.initial:initial", first, _same("forecast"))
+    last = f"pretrain-{name}"
     if recipe.pretrain.long_context:
-        longer = f"long-context-{name}"
-        yield Stage(
-            longer,
-            "herd.pretrain.long_context:long_context",
-            1,
-            LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common),
-            shards | {"pretrain": initial},
-            **where,
-        )
-        last = longer
+        longer = LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common)
+        yield stage("long-context", "herd.pretrain.long_context:long_context", longer, {"pretrain": last})
+        last = f"long-context-{name}"
     if recipe.pretrain.anneal:
-        annealed = f"anneal-{name}"
-        yield Stage(
-            annealed,
-            "herd.pretrain.anneal:anneal",
-            1,
-            AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common),
-            shards | {"pretrain": initial, "model": last},
-            **where,
-        )
-        last = annealed
-    evaluation = MemberEvaluation(
+        cooling = AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common)
+        inputs = {"pretrain": f"pretrain-{name}", "model": last}
+        yield stage("anneal", "herd.pretrain.anneal:anneal", cooling, inputs)
+        last = f"anneal-{name}"
+    finished = {"model": last, "tokenizer": "tokenizer"}
+    measuring = MemberEvaluation(
         seed=recipe.family.seed,
         member=name,
         evaluate=recipe.evaluate,
@@ -155,23 +134,9 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
         context_tokens=recipe.pretrain.context_tokens,
         compute=recipe.compute,
     )
-    yield Stage(
-        f"evaluate-{name}",
-        "herd.evaluate.member:evaluate_member",
-        1,
-        evaluation,
-        shards | {"model": last, "tokenizer": "tokenizer"},
-        **where,
-    )
+    yield stage("evaluate", "herd.evaluate.member:evaluate_member", measuring, finished)
     export = ExportSettings(member=name, formats=tuple(recipe.deploy.formats))
-    yield Stage(
-        f"export-{name}",
-        "herd.deploy.export:export",
-        1,
-        export,
-        shards | {"model": last, "tokenizer": "tokenizer"},
-        **where,
-    )
+    yield stage("export", "herd.deploy.export:export", export, finished)
 
 
 def initial_part(pretrain: Pretrain) -> Pretrain:
