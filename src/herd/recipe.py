@@ -50,7 +50,7 @@ class DebianPackages(Section):
 
     kind: Literal["debian-packages"]
     name: Name
-    packages: list[str] = Field(min_length=1)
+    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = Field(min_length=1)
     max_bytes: Positive | None = None
     required: bool = Field(default=False, description="false: without apt the source is skipped, and one line says so")
 
@@ -71,19 +71,13 @@ class Tables(Section):
 
     kind: Literal["tables"]
     name: Name
-    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
+    packages: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*$")]] = Field(
+        min_length=1, description="NAME==VERSION"
+    )
     sha256: dict[str, str] = Field(default={}, description="NAME = digest of the archive; checked before it is opened")
     max_rows: Positive = 40
     max_bytes: Positive | None = None
     required: bool = False
-
-    @field_validator("packages")
-    @classmethod
-    def _pinned(cls, packages: list[str]) -> list[str]:
-        for package in packages:
-            if package.count("==") != 1:
-                raise ValueError(f"'{package}' is not NAME==VERSION")
-        return packages
 
 
 Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(discriminator="kind")]

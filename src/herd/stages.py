@@ -95,9 +95,7 @@ def _same(*names: str) -> dict[str, str]:
 def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Iterator[Stage]:
     from herd.deploy.export import ExportSettings
     from herd.evaluate.member import MemberEvaluation
-    from herd.pretrain.anneal import AnnealSettings
-    from herd.pretrain.initial import InitialSettings
-    from herd.pretrain.long_context import LongContextSettings
+    from herd.pretrain.initial import InitialSettings, StepSettings
 
     member = recipe.find_member(name)
     if member.from_ != "scratch":
@@ -117,11 +115,11 @@ def _member_stages(recipe: Recipe, name: str, hardware: dict[str, str]) -> Itera
     yield stage("pretrain", "herd.pretrain.initial:initial", first, _same("forecast"))
     last = f"pretrain-{name}"
     if recipe.pretrain.long_context:
-        longer = LongContextSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common)
+        longer = StepSettings(member=name, pretrain=without(recipe.pretrain, "anneal"), **common)
         yield stage("long-context", "herd.pretrain.long_context:long_context", longer, {"pretrain": last})
         last = f"long-context-{name}"
     if recipe.pretrain.anneal:
-        cooling = AnnealSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common)
+        cooling = StepSettings(member=name, pretrain=without(recipe.pretrain, "long_context"), **common)
         inputs = {"pretrain": f"pretrain-{name}", "model": last}
         yield stage("anneal", "herd.pretrain.anneal:anneal", cooling, inputs)
         last = f"anneal-{name}"

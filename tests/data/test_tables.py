@@ -85,7 +85,10 @@ def test_bombs_are_bounded(tmp_path: Path) -> None:
     assert found == [] and skipped["archive nested too deep"] == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"not an archive", tar({"a.csv": CSV})[:60]])
+DAMAGED = {"empty": b"", "no archive": b"not an archive", "cut short": tar({"a.csv": CSV})[:60]}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_archives_are_named(tmp_path: Path, data: bytes) -> None:
     for name in ("demo-1.tar.gz", "demo-1.zip"):
         with pytest.raises(Unavailable, match=name):

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from herd.artifact import Artifact, find, publish
 from herd.model.formats.native import load_native
-from herd.pretrain.anneal import AnnealSettings, anneal
-from herd.pretrain.initial import InitialSettings, initial
-from herd.pretrain.long_context import LongContextSettings, long_context
+from herd.pretrain.anneal import anneal
+from herd.pretrain.initial import InitialSettings, StepSettings, initial
+from herd.pretrain.long_context import long_context
 from herd.pretrain.plan import member_plan
 from herd.recipe import Anneal, Architecture, Batch, Compute, LearningRate, LongContext, Member, Pretrain, Scaling, Size
 from herd.scaling.forecast import Forecast, forecast
@@ -89,14 +89,14 @@ def steps(run, shards):
         run,
         "long",
         long_context,
-        LongContextSettings(member="flagship", **common),
+        StepSettings(member="flagship", **common),
         {"shards": shards, "pretrain": first},
     )
     third = make(
         run,
         "anneal",
         anneal,
-        AnnealSettings(member="flagship", **common),
+        StepSettings(member="flagship", **common),
         {"shards": shards, "pretrain": first, "model": second},
     )
     return first, second, third
@@ -142,7 +142,7 @@ def test_annealing_ends_at_zero_and_averages(steps):
 
 
 def test_all_of_it_again_gives_the_same_bytes(steps, run, shards):
-    settings = AnnealSettings(
+    settings = StepSettings(
         seed=0,
         member="flagship",
         pretrain=PRETRAIN,

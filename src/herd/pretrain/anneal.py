@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field
 from safetensors.torch import save_file
 
 from herd.artifact import Artifact, Draft
@@ -14,9 +13,8 @@ from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
 from herd.model.transformer import Transformer
-from herd.pretrain.initial import plan_facts, write_training
+from herd.pretrain.initial import StepSettings, plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan
-from herd.recipe import Compute, Pretrain, Section
 from herd.train.average import average_checkpoints
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
@@ -24,17 +22,7 @@ from herd.train.objective import next_token
 from herd.train.optim import Schedule
 
 
-class AnnealSettings(Section):
-    seed: int
-    member: str
-    pretrain: Pretrain
-    max_documents: int
-    hardware: dict[str, str]
-    threads: int
-    compute: Compute = Field(exclude=True)
-
-
-def anneal(settings: AnnealSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: anneal inputs["model"]; the member's final weights are the mean of evenly spaced checkpoints.
 
     `tokens` of the recipe, or else `share` of initial pre-training's (inputs["pretrain"]), sets the length.

@@ -53,6 +53,18 @@ class InitialSettings(Section):
         )
 
 
+class StepSettings(Section):
+    """Settings of the steps that continue a member's training: the long-context step and annealing."""
+
+    seed: int
+    member: str
+    pretrain: Pretrain
+    max_documents: int
+    hardware: dict[str, str]
+    threads: int
+    compute: Compute = Field(exclude=True)
+
+
 def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: train a member from scratch. The forecast is among the inputs, so its hash, and with it that it was
     written before this training, is part of this artifact's key.

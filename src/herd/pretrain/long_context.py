@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pydantic import Field
-
 from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
@@ -14,26 +12,15 @@ from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
 from herd.model.transformer import Transformer
-from herd.pretrain.initial import plan_facts, write_training
+from herd.pretrain.initial import StepSettings, plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, long_context_scaling
-from herd.recipe import Compute, Pretrain, Section
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.optim import Schedule
 
 
-class LongContextSettings(Section):
-    seed: int
-    member: str
-    pretrain: Pretrain
-    max_documents: int
-    hardware: dict[str, str]
-    threads: int
-    compute: Compute = Field(exclude=True)
-
-
-def long_context(settings: LongContextSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: continue inputs["pretrain"] at the long context, at the learning rate that it ended with.
 
     Measures the loss at the long context after it and before, there with RoPE stretched or not, whichever is better.
