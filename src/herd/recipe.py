@@ -6,6 +6,7 @@ then leaves them out of `model_dump`, and so they are no part of an artifact's k
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -50,9 +51,14 @@ class DebianPackages(Section):
 
     kind: Literal["debian-packages"]
     name: Name
-    packages: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]] = Field(min_length=1)
+    packages: list[str] = Field(min_length=1)
     max_bytes: Positive | None = None
     required: bool = Field(default=False, description="false: without apt the source is skipped, and one line says so")
+
+    @field_validator("packages")
+    @classmethod
+    def _named(cls, packages: list[str]) -> list[str]:
+        return _all_match(packages, r"[a-z0-9][a-z0-9+.-]+", "the name of a Debian package")
 
 
 class Folder(Section):
@@ -71,13 +77,16 @@ class Tables(Section):
 
     kind: Literal["tables"]
     name: Name
-    packages: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*$")]] = Field(
-        min_length=1, description="NAME==VERSION"
-    )
+    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
     sha256: dict[str, str] = Field(default={}, description="NAME = digest of the archive; checked before it is opened")
     max_rows: Positive = 40
     max_bytes: Positive | None = None
     required: bool = False
+
+    @field_validator("packages")
+    @classmethod
+    def _pinned(cls, packages: list[str]) -> list[str]:
+        return _all_match(packages, r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*", "NAME==VERSION")
 
 
 Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(discriminator="kind")]
@@ -355,6 +364,14 @@ def load_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(tables)
     except ValidationError as error:
         raise HerdError("\n".join(f"{path}: {line}" for line in explain(error, tables, Recipe))) from None
+
+
+def _all_match(texts: list[str], pattern: str, expected: str) -> list[str]:
+    """The texts, which reach a command line: none may be taken for an option there."""
+    for text in texts:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"'{text}' is not {expected}")
+    return texts
 
 
 def _no_twins(names: list[str]) -> None:
