@@ -17,7 +17,7 @@ FLOORS: list[list[str]] = [  # rooms (folders) of one floor don't know each othe
     ["evaluate", "safety"],
     ["pretrain", "posttrain"],
     ["deploy"],
-    ["report", "prove", "stages", "run", "show", "cli"],
+    ["report", "stages", "run", "show", "cli"],
 ]
 IN_ORDER = {0, 7}  # floors of single files, each importing those to its left
 

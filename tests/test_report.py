@@ -168,7 +168,7 @@ class FakeRun:
                 0.9,
             ),
         ]
-        self.add("forecast", {"forecast.json": found.to_dict(), "members.json": plans}, claims, ("ladder",))
+        self.add("forecast", {"forecast.json": found.to_dict(), "recorded/members.json": plans}, claims, ("ladder",))
         self.found = found
 
     def member(

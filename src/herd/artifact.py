@@ -134,7 +134,7 @@ def open_artifact(path: Path) -> Artifact:
         file = path / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise HerdError(
-                f"{file}: missing or not {entry['bytes']} bytes long; `herd run --force {manifest['stage']}`"
+                f"{file}: missing or not {entry['bytes']} bytes long; make it anew with --force {manifest['stage']}"
             )
     return Artifact(path, manifest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.verb(options) or 0
     except KeyboardInterrupt:
         console.terminal.stop()
-        again = " ".join(["herd", *(arguments if arguments is not None else sys.argv[1:])])
+        again = shlex.join(["herd", *(arguments if arguments is not None else sys.argv[1:])])
         print(f"\nStopped. What is finished is kept; go on with: {again}", file=sys.stderr)
         return INTERRUPTED
     except HerdError as error:

@@ -78,7 +78,9 @@ class Tables(Section):
     kind: Literal["tables"]
     name: Name
     packages: list[str] = Field(min_length=1, description="NAME==VERSION")
-    sha256: dict[str, str] = Field(default={}, description="NAME = digest of the archive; checked before it is opened")
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default={}, description="NAME = digest of the archive; checked before it is opened"
+    )
     max_rows: Positive = 40
     max_bytes: Positive | None = None
     required: bool = False
@@ -87,6 +89,13 @@ class Tables(Section):
     @classmethod
     def _pinned(cls, packages: list[str]) -> list[str]:
         return _all_match(packages, r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*", "NAME==VERSION")
+
+    @model_validator(mode="after")
+    def _known(self) -> Tables:
+        names = {package.split("==")[0] for package in self.packages}
+        if unknown := sorted(set(self.sha256) - names):
+            raise ValueError(f"sha256 names {', '.join(unknown)}, packages are {', '.join(sorted(names))}")
+        return self
 
 
 Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(discriminator="kind")]
@@ -242,7 +251,9 @@ class Anneal(Section):
     share: Share | None = Field(default=0.1, description="tokens of this step over tokens of initial pre-training")
     tokens: Positive | None = Field(default=None, description="overrides share")
     checkpoints: int = Field(default=4, ge=1, description="evenly spaced checkpoints that are averaged")
-    upsample: dict[str, PositiveReal] = Field(default={}, description="weight by kind of document; 1 where not named")
+    upsample: dict[Literal["code", "docs", "prose", "table"], PositiveReal] = Field(
+        default={}, description="weight by kind of document; 1 where not named"
+    )
 
 
 class Pretrain(Section):

@@ -158,7 +158,7 @@ def scaling(run: Run) -> dict[str, Any] | None:
     groups = by_budget([Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in rows])
     found = _forecast(run)
     cells = [
-        [{"cell": c, "loss": run.cite(f"ladder.{c.budget_flops:.3g}.{c.parameters}.loss")} for c in group]
+        [{"cell": c, "loss": run.cite(f"ladder.{c.budget_flops:g}.{c.parameters}.loss")} for c in group]
         for group in groups
     ]
     table = [{"budget": scientific(g[0]["cell"].budget_flops), "cells": [_cell(c) for c in g]} for g in cells]
@@ -258,7 +258,7 @@ def _comparison(run: Run, name: str, forecast: float, low: float, high: float, m
 
 def _as_planned(run: Run, name: str) -> dict[str, Any]:
     """Whether the member was built as the forecast planned it; a loss forecast for one size says little of another."""
-    plans = run.artifacts["forecast"].json("members.json")
+    plans = run.artifacts["forecast"].json("recorded/members.json")
     if f"pretrain-{name}" not in run.artifacts or name not in plans:
         return {"planned": None, "built": None}
     facts = run.artifacts[f"pretrain-{name}"].json("training.json")
@@ -267,7 +267,7 @@ def _as_planned(run: Run, name: str) -> dict[str, Any]:
     if planned == built:
         return {"planned": None, "built": None}
     return {
-        "planned": run.from_file("forecast", "members.json", said[0]),
+        "planned": run.from_file("forecast", "recorded/members.json", said[0]),
         "built": run.from_file(f"pretrain-{name}", "training.json", said[1]),
     }
 

@@ -11,6 +11,7 @@ import datetime
 import fcntl
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -84,7 +85,8 @@ class _Execution:
     """One walk through a plan."""
 
     def __init__(self, run: Path, recipe: Recipe, plan: list[Stage], choice: Choice, recipe_name: str) -> None:
-        self.run, self.recipe, self.plan, self.choice, self.recipe_name = run, recipe, plan, choice, recipe_name
+        self.run, self.recipe, self.plan, self.choice = run, recipe, plan, choice
+        self.recipe_name = shlex.quote(recipe_name)
         self.wanted = {s.name for s in choice.wanted(plan)}
         self.published: dict[str, Artifact] = {}
         self.found = 0
@@ -155,7 +157,7 @@ class _Execution:
         write_current(self.run, stage.name, artifact.path.name)
 
     def _command(self, stage: Stage) -> str:
-        out = "" if self.run == Path("runs") / self.recipe.family.name else f" --out {self.run}"
+        out = "" if self.run == Path("runs") / self.recipe.family.name else f" --out {shlex.quote(str(self.run))}"
         member = f" --member {stage.member}" if stage.member else ""
         return f"herd run {self.recipe_name} --only {stage.kind}{member} --force {stage.kind}{out}"
 

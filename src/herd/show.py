@@ -174,8 +174,9 @@ def print_status(run: Path, check_files: bool) -> int:
 def print_members(run: Path) -> None:
     """The members that are trained: size, training, loss, speed and memory, from the ledger."""
     recipe = load_recipe(run / "recipe.toml")
-    claims = {id: entry.claim for id, entry in Ledger(run).latest().items()}
     done = published(run)
+    current = {artifact.path.name for artifact in done.values()}
+    claims = {id: entry.claim for id, entry in Ledger(run).latest().items() if entry.artifact in current}
     table = Table(title=f"{recipe.family.name} ({run})", title_justify="left", box=None, pad_edge=False)
     for column in ("member", "role", "parameters", "context", "trained on", "bits per byte", "decode", "memory"):
         table.add_column(column)

@@ -126,7 +126,7 @@ def test_optional_source_is_skipped_with_one_line(tmp_path: Path, texts: Path, r
     artifact = run_stage(collect, settings(tmp_path, absent, folder()))
     assert len(paths(artifact)) == 4
     assert [line for line in said if "absent" in line] == [
-        f"source 'absent' is left out: no folder {tmp_path / 'nowhere'}"
+        f"source 'absent' is left out: no folder {tmp_path / 'nowhere'} (--force sources tries again)"
     ]
     assert artifact.json("sources.json")["absent"]["skipped"].startswith("no folder")
 
@@ -209,3 +209,20 @@ def test_licences_of_a_copyright_file() -> None:
     text = "Files: *\nLicense: GPL-2\n\nFiles: x\nLicense: MIT\n text\n\nLicense: GPL-2\n more\n"
     assert debian.licence_of_copyright(text) == "GPL-2 AND MIT"
     assert debian.licence_of_copyright("This is free software.") == ""
+
+
+def test_odd_names_and_rows_are_counted_and_never_stop_the_rest(tmp_path: Path, texts: Path, run_stage: Any) -> None:
+    """A name that is not UTF-8, a lone surrogate in a licence or a text, and a run of herd below the folder."""
+    (texts / os.fsdecode(b"caf\xe9.txt")).write_text("latin name")
+    (texts / "s.py").write_bytes(b"# coding: unicode_escape\ns = '\\ud800 \xff'\n")
+    (texts / "rows.jsonl").write_text('{"text": "a row", "license": "\\ud800' + "x" * 500 + '"}\n')
+    (texts / "runs" / "old").mkdir(parents=True)
+    for name in ("current.json", "evidence.jsonl", "report.html"):
+        (texts / "runs" / "old" / name).write_text("{}")
+    artifact = run_stage(collect, settings(tmp_path, folder()))
+    counted = json.dumps(artifact.json("sources.json"))
+    assert "file name not UTF-8" in counted and "a run of herd" in counted
+    rows = pq.read_table(artifact.file("documents.parquet"), columns=["path", "licence"]).to_pylist()
+    assert not [row for row in rows if "old" in row["path"]]
+    assert all(len(row["licence"]) <= 100 for row in rows)
+    assert len([row for row in rows if row["path"].startswith("rows.jsonl")]) == 1

@@ -75,7 +75,9 @@ def steps(run, shards):
         out.write_json("forecast.json", found().to_dict())
         plan = member_plan(SCALING, PRETRAIN, flagship, VOCAB, found())
         assert plan is not None
-        out.write_json("members.json", {"flagship": {"parameters": plan.config.parameters, "tokens": plan.tokens}})
+        out.write_json(
+            "recorded/members.json", {"flagship": {"parameters": plan.config.parameters, "tokens": plan.tokens}}
+        )
     predicted = find(run, "forecast", "forecast".ljust(64, "0"))
     assert predicted is not None
     first = make(

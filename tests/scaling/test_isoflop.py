@@ -117,7 +117,7 @@ def test_a_fit_is_finite_or_refused(losses):
 
 def published_points() -> dict[str, list[Cell]]:
     if not PUBLISHED.exists():
-        pytest.skip(f"{PUBLISHED.name} is not here (it stands beside the repository, in shared/data/scaling)")
+        pytest.skip(f"the published points ({PUBLISHED.name}) are not here")
     points = defaultdict(list)
     with PUBLISHED.open(newline="") as stream:
         for row in csv.DictReader(stream):

@@ -1,6 +1,9 @@
 """What was saved comes back bit for bit; a damaged checkpoint costs the steps since the one before it, not the run."""
 
+import errno
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,30 @@ def test_after_a_fall_back_the_next_saves_keep_two_that_are_whole(tmp_path):
     save_checkpoint(tmp_path, 25, model, optimizer, {})
     whole = [json.loads(p.read_text())["step"] for p in sorted(tmp_path.glob("*.json"))]
     assert whole == [20, 25]
+
+
+def test_after_another_network_was_found_new_checkpoints_are_kept(tmp_path, capsys):
+    """A folder of an older version's network: said, cleared, and the next save is what a resume finds."""
+    saved(tmp_path, (7, 8))
+    other = Transformer(ModelConfig(1, 16, 2, 1, 32, 32, 8, 16, True))
+    optimizer = adamw(other, Optimizer())
+    assert load_checkpoint(tmp_path, other, optimizer) is None
+    assert "another network" in capsys.readouterr().err
+    save_checkpoint(tmp_path, 1, other, optimizer, {})
+    found = load_checkpoint(tmp_path, other, optimizer)
+    assert found is not None and found[0] == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path):
+    """So that the command line explains it; safetensors itself raises an error of its own kind."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        model, optimizer = new(0)
+        with pytest.raises(OSError) as caught:
+            save_checkpoint(tmp_path, 1, model, optimizer, {})
+        assert caught.value.errno == errno.ENOSPC
+        assert not list(tmp_path.glob("*.json"))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=False)

@@ -5,7 +5,8 @@ judged on text. Then personal data, language (before de-duplication, which the p
 equal texts, near-duplicates, repeated lines, heuristics. Heuristics come last so that a page whose boilerplate lines
 are gone is judged by what is left.
 
-The first pass goes over the raw bytes and keeps only hashes in memory; the second goes over the extracted text.
+The first pass goes over the raw bytes and keeps only hashes in memory; the second goes over the extracted text, and
+holds what it keeps to sort it.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ def _judge(row: dict[str, Any], size: int, index: _Index, data: Data, funnel: Fu
 def split_of(document: str, seed: int, held_out_share: float) -> str:
     """train or heldout, from the seed and the document's id alone: adding documents moves none of the others.
 
-    Near-duplicates can't be divided between the two: all but one of them were dropped.
+    Of near-duplicates that were found all but one were dropped; looser copies may lie on both sides.
     """
     digest = hashlib.sha256(f"{seed}\0{document}".encode()).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < held_out_share * 2**64 else "train"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# A row group is what a reader holds at once: few enough bytes to keep curation's memory flat at any corpus size.
+# A row group is what a reader holds at once: few enough bytes that one pass over a corpus needs little memory.
 GROUP_BYTES = 16_000_000
 GROUP_ROWS = 2_000
 

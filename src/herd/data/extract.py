@@ -63,7 +63,9 @@ def decode(content: bytes, media: str) -> tuple[str, str]:
         try:
             name = codecs.lookup(encoding).name
             if name != "utf-8":
-                return content.decode(name), name
+                text = content.decode(name)
+                text.encode()  # a lone surrogate is no text: it could not be written again
+                return text, name
         except (LookupError, UnicodeError):
             continue
     raise UnicodeError("neither UTF-8, nor the encoding it declares, nor cp1252")
@@ -80,12 +82,12 @@ def is_text(content: bytes, media: str) -> bool:
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _RULE = re.compile(r"^\s*([-*_=]\s*){3,}$|^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$")
-_IMAGE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
-_BADGES = re.compile(r"^\s*(\[?!\[[^\]\n]*\]\([^)\n]*\)(\]\([^)\n]*\))?\s*)+$")
-_LINK = re.compile(r"\[([^\]\n]+)\](?:\([^)\n]*\)|\[[^\]\n]*\])")
+_IMAGE = re.compile(r"!\[([^\[\]\n]{0,300})\]\([^()\n]{0,2000}\)")  # bounded, as are the others: linear in the line
+_BADGES = re.compile(r"^\s*(\[?!\[[^\[\]\n]{0,300}\]\([^()\n]{0,2000}\)(\]\([^()\n]{0,2000}\))?\s*)+$")
+_LINK = re.compile(r"\[([^\[\]\n]{1,300})\](?:\([^()\n]{0,2000}\)|\[[^\[\]\n]{0,300}\])")
 _DEFINITION = re.compile(r"^\s*\[[^\]\n]+\]:\s+\S+.*$")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^>\s]+)>")
-_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,300}>|<!--.*?-->")
+_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,300}>|<!--.{0,2000}?-->")
 _LINE_START = re.compile(r"^(\s*)(?:>\s?)*(?:#{1,6}\s+|[-*+]\s+(?:\[[ xX]\]\s+)?)?")
 _EMPHASIS = re.compile(
     r"(?<![\w*])(\*{1,3})(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])"

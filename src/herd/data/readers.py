@@ -19,11 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from herd.artifact import CURRENT
 from herd.data.documents import RawDocument
 from herd.data.extract import decode, is_text
+from herd.evidence import LEDGER
 from herd.recipe import Folder
 
 MAX_FILE_BYTES = 20_000_000  # ours: a single document beyond this is data, not text to learn from
+MAX_LICENCE_CHARACTERS = 100
 MAX_TABLE_ROWS = 40  # as [[data.source]] kind "tables" does by default
 
 Skipped = Counter[str]  # reason -> files, rows or members left out
@@ -49,15 +52,32 @@ def walk_files(root: Path, skipped: Skipped) -> Iterator[tuple[Path, str]]:
     """Regular files under a folder with their paths inside it, in sorted order.
 
     Symbolic links are never followed (they could lead out of the folder) but counted; hidden files and bytecode
-    folders are passed over silently.
+    folders are passed over silently. A run of herd inside the folder is not read: it would feed on itself.
     """
     for folder, folders, names in os.walk(root, onerror=lambda _: skipped.update(["unreadable folder"])):
         skipped["symbolic link"] += sum((Path(folder) / name).is_symlink() for name in [*folders, *names])
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name != "__pycache__" and _is_utf8(name)
+        )
+        if CURRENT in names and LEDGER in names:
+            skipped["a run of herd"] += 1
+            folders.clear()
+            continue
         for name in sorted(names):
             path = Path(folder) / name
+            if not _is_utf8(name):
+                skipped["file name not UTF-8"] += 1
+                continue
             if not name.startswith(".") and path.is_file() and not path.is_symlink():
                 yield path, path.relative_to(root).as_posix()
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_file(path: Path, media: str, skipped: Skipped) -> tuple[bytes, date] | None:
@@ -121,6 +141,7 @@ def _rows_of(path: Path, inside: str, licence: str, skipped: Skipped) -> Iterato
             skipped["row too large or not text"] += 1
         else:
             own = next((row[name] for name in ("licence", "license") if isinstance(row.get(name), str)), licence)
+            own = own.encode("utf-8", "replace").decode()[:MAX_LICENCE_CHARACTERS]
             yield RawDocument(f"{inside}#{number}", "prose", "text", own, changed, content)
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import load_file
 
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError, progress
+from herd.model.formats.native import write_tensors
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Section
 
@@ -96,14 +98,14 @@ def _write(
     dtype: type,
     vocabulary: dict[str, int],
 ) -> None:
-    save_file(streams, out.folder / "train.safetensors")
+    write_tensors(out.folder / "train.safetensors", {k: torch.from_numpy(v) for k, v in streams.items()})
     starts = np.cumsum([0] + [len(row[4]) for row in held]).astype(np.int64)
     tensors = {
         "tokens": np.concatenate([row[4] for row in held]).astype(dtype),
         "starts": starts,
         "bytes": np.array([row[3] for row in held], dtype=np.int64),
     }
-    save_file(tensors, out.folder / "heldout.safetensors")
+    write_tensors(out.folder / "heldout.safetensors", {k: torch.from_numpy(v) for k, v in tensors.items()})
     facts = {
         "schema": SCHEMA,
         **vocabulary,

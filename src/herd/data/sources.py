@@ -66,7 +66,7 @@ def collect(settings: CollectSettings, inputs: Mapping[str, Artifact], out: Draf
                 if source.required:
                     raise HerdError(f"source '{source.name}': {error}") from None
                 documents, reason = [], str(error)
-                console.say(f"source '{source.name}' is left out: {error}")
+                console.say(f"source '{source.name}' is left out: {error} (--force sources tries again)")
             for document in documents:
                 row = document._asdict()
                 writer.write({"id": document_id(source.name, document.path), "source": source.name, **row})

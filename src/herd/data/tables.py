@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import re
+import struct
 import subprocess
 import sys
 import tarfile
@@ -34,7 +36,17 @@ TIMEOUT_SECONDS = 300
 NESTED = (".tar.gz", ".tgz", ".zip")
 
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+)
 
 
 class Limits(NamedTuple):

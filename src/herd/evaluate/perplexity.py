@@ -82,7 +82,7 @@ def score_documents(
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
             logits = model(batch[:, :-1].clamp(min=0))
         losses = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none", ignore_index=-1)
-        np.add.at(nats, owners[start : start + rows], losses.view(len(batch), -1).double().sum(1).cpu().numpy())
+        np.add.at(nats, owners[start : start + rows], losses.view(len(batch), -1).cpu().double().sum(1).numpy())
     lengths = np.diff(heldout.starts[: count + 1])
     tokens = np.minimum(lengths, max_tokens) - 1
     scored_bytes = heldout.bytes[:count] * tokens / np.maximum(1, lengths - 1)

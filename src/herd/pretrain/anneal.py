@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from safetensors.torch import save_file
-
 from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
-from herd.model.formats.native import build, load_native, save_native
+from herd.model.formats.native import build, load_native, save_native, write_tensors
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts, write_training
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan
@@ -50,9 +48,8 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
     kept = [out.work / f"average-{step}.safetensors" for step in moments]
 
     def keep(step: int) -> None:
-        weights_now = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
         partial = out.work / "average.partial"
-        save_file(weights_now, partial)
+        write_tensors(partial, dict(model.named_parameters()))
         partial.replace(out.work / f"average-{step}.safetensors")
 
     def score(candidate: Transformer) -> DocumentLosses:

@@ -23,7 +23,8 @@ class ForecastSettings(Section):
 def write_forecast(settings: ForecastSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: fit inputs["ladder"], forecast `scaling.forecast_flops`, and say what each member will be.
 
-    Writes `forecast.json` and `members.json`. Raises HerdError where a minimum was not bracketed.
+    Writes `forecast.json` and `recorded/members.json`: plans follow from the forecast and are not content, so that
+    another member does not make the forecast another one. Raises HerdError where a minimum was not bracketed.
     """
     cells = [
         Cell(c["budget_flops"], c["parameters"], c["tokens"], c["loss"]) for c in inputs["ladder"].json("cells.json")
@@ -72,5 +73,5 @@ def write_forecast(settings: ForecastSettings, inputs: Mapping[str, Artifact], o
                     "parametric bootstrap of the cells",
                 )
             )
-    out.write_json("members.json", members)
+    out.write_json("recorded/members.json", members)
     write_claims(out.folder / "claims.json", claims)

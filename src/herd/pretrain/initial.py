@@ -73,7 +73,7 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
     found = Forecast.from_dict(inputs["forecast"].json("forecast.json"))
     plan = member_plan(settings.scaling, settings.pretrain, settings.member, shards.vocab_size, found)
     assert plan is not None
-    planned = inputs["forecast"].json("members.json")[settings.member.name]
+    planned = inputs["forecast"].json("recorded/members.json")[settings.member.name]
     if (planned["parameters"], planned["tokens"]) != (plan.config.parameters, plan.tokens):
         raise HerdError(
             f"{settings.member.name}: the forecast planned {planned['parameters']:,} parameters on "

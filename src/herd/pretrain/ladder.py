@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -148,7 +150,8 @@ class _Rows:
         self._folder = folder
 
     def path(self, budget: float, size: Size) -> Path:
-        return self._folder / f"cell-{budget:.4g}-{size.layers}x{size.dim}.json"
+        name = hashlib.sha256(canonical_json([budget, size.model_dump()]).encode()).hexdigest()[:16]
+        return self._folder / f"cell-{name}.json"
 
     def has(self, budget: float, size: Size) -> bool:
         return self.path(budget, size).exists()
@@ -169,9 +172,9 @@ def train_cell(settings: LadderSettings, shards_path: Path, size: Size, budget: 
     model = new_model(config, derive_seed(settings.seed, "init"), hardware)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
     title = f"  {config.matmul_parameters / 1e6:.3f}M at {budget:.2g} FLOPs"
-    state = train(
-        model, next_token, batches, Plan(plan.steps, plan.schedule, settings.pretrain.optimizer), hardware, title
-    )
+    steps = Plan(plan.steps, plan.schedule, settings.pretrain.optimizer)
+    checkpoints = result.with_suffix(".work")
+    state = train(model, next_token, batches, steps, hardware, title, checkpoints)
     losses = score_documents(model, shards.heldout, config.context, hardware.dtype, settings.max_documents)
     row = _row(size, plan, budget) | {
         "loss": losses.nats_per_token,
@@ -181,6 +184,7 @@ def train_cell(settings: LadderSettings, shards_path: Path, size: Size, budget: 
         "seconds": state.seconds,
     }
     write_atomically(result, canonical_json(row))
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _row(size: Size, plan: TrainingPlan, budget: float) -> dict[str, Any]:

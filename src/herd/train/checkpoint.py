@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from herd.artifact import canonical_json, file_sha256, write_atomically
 from herd.console import warn
+from herd.model.formats.native import write_tensors
 
 KEEP = 2
 
@@ -26,7 +27,7 @@ def save_checkpoint(
     """Write the state after `step` steps; older checkpoints but the last are deleted. `extra` must be JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = folder / f"step-{step:09d}.safetensors"
-    save_file({**_weights(model), **_moments(model, optimizer)}, tensors)
+    write_tensors(tensors, {**_weights(model), **_moments(model, optimizer)})
     marker = {"schema": 1, "step": step, "sha256": file_sha256(tensors), "extra": extra}
     write_atomically(tensors.with_suffix(".json"), canonical_json(marker))
     for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
@@ -52,6 +53,8 @@ def load_checkpoint(
         loaded = load_file(tensors)
         if any(loaded.get(f"model.{n}", torch.empty(0)).shape != p.shape for n, p in model.named_parameters()):
             warn(f"{tensors}: holds another network, of an older version of herd; starting this training anew")
+            for old in folder.glob("step-*"):
+                old.unlink()
             return None
         _restore(loaded, model, optimizer)
         return state["step"], state["extra"]
@@ -83,9 +86,7 @@ def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.opti
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
             optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu")
+                key: tensors[f"{key}.{name}"].to(parameter.device)  # the fused optimizer counts steps there too
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}.{name}" in tensors
             }
-            if parameter.device.type == "cuda":  # the fused optimizer keeps its step count beside the weights
-                optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].to(parameter.device)

@@ -73,13 +73,14 @@ def train(
     """
     optimizer = adamw(model, plan.optimizer)
     state, done = TrainState(), 0
+    pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # steps since the last log point
     if checkpoints and (found := load_checkpoint(checkpoints, model, optimizer)):
         done, extra = found
+        pending = [(torch.tensor(loss), torch.tensor(norm), tokens) for loss, norm, tokens in extra.pop("pending")]
         state = TrainState(**extra)
     saved = started = time.monotonic()
     before = state.seconds
     log_every = max(1, plan.steps // LOG_POINTS)
-    pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []
     model.train()
     with progress(title, plan.steps) as bar:
         while done < plan.steps:
@@ -92,8 +93,8 @@ def train(
                 bar.update(done, f"loss {state.metrics[-1]['loss']:.3f}  {rate:,.0f} tokens/s")
             if on_reach and done in at:
                 on_reach(done)
-            if checkpoints and not pending and time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-                save_checkpoint(checkpoints, done, model, optimizer, _plain(state))
+            if checkpoints and time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+                save_checkpoint(checkpoints, done, model, optimizer, _plain(state, pending))
                 saved = time.monotonic()
     state.seconds = before + time.monotonic() - started
     return state
@@ -136,5 +137,6 @@ def _log(
     pending.clear()
 
 
-def _plain(state: TrainState) -> dict[str, Any]:
-    return {"metrics": state.metrics, "tokens": state.tokens, "seconds": state.seconds}
+def _plain(state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]]) -> dict[str, Any]:
+    rows = [[float(loss), float(norm), tokens] for loss, norm, tokens in pending]
+    return {"metrics": state.metrics, "tokens": state.tokens, "seconds": state.seconds, "pending": rows}

@@ -48,6 +48,8 @@ class Workers:
         if kind is not None:
             self._held_open.close()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            self._events.cancel_join_thread()  # a killed worker may have held the queue's lock
         self._events.put(None)
         self._reader.join(timeout=2)
         if kind is not None and issubclass(kind, BrokenProcessPool):

@@ -80,6 +80,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
         raise
+    path.chmod(0o644)  # safetensors writes for the owner alone; a server under another user must read it
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
