@@ -135,7 +135,8 @@ def test_a_read_only_output_is_one_line(tmp_path):
 
 def test_an_output_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    one_line(herd("run", "recipes/smoke.toml", "--out", tmp_path / "file" / "run"))
+    line = one_line(herd("run", "recipes/smoke.toml", "--out", tmp_path / "file" / "run"))
+    assert str(tmp_path / "file") in line and "not a directory" in line
 
 
 def test_verbs_without_a_run_say_how_to_make_one(tmp_path):
