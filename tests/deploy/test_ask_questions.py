@@ -1,4 +1,4 @@
-"""The questions `herd ask` is measured on: their tables come back from the script, and every gold answer holds twice.
+"""The question sets `herd ask` is measured on: their tables come back from a script, every gold answer holds twice.
 
 Once by the gold expression over pandas, once by plain loops over the csv module that share nothing with it.
 """
@@ -14,14 +14,21 @@ from typing import Any
 
 import pytest
 
-ASK = Path(__file__).parent / "ask"
-QUESTIONS: list[dict[str, Any]] = json.loads((ASK / "questions.json").read_text(encoding="utf-8"))
-FILES = sorted({question["file"] for question in QUESTIONS})
+Question = dict[str, Any]
 Row = dict[str, str]
+FOLDERS = [Path(__file__).parent / name for name in ("ask", "ask_b")]
+SETS: dict[Path, list[Question]] = {
+    folder: json.loads((folder / "questions.json").read_text(encoding="utf-8")) for folder in FOLDERS
+}
+QUESTIONS = [(folder, question) for folder, questions in SETS.items() for question in questions]
+each_set = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+each_question = pytest.mark.parametrize(
+    ("folder", "question"), QUESTIONS, ids=[question["id"] for _, question in QUESTIONS]
+)
 
 
-def read(name: str) -> list[Row]:
-    with (ASK / name).open(newline="", encoding="utf-8") as lines:
+def read(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
 
 
@@ -106,6 +113,36 @@ PLAIN: dict[str, Callable[[list[Row]], object]] = {
     "support_tickets-4": lambda rows: tops({r["ticket_id"]: float(r["hours_to_close"] or 0) for r in rows}, 3),
     "support_tickets-5": lambda rows: len(having(rows, Priority="High", escalated="yes")),
     "support_tickets-6": lambda rows: mean(numbers(having(rows, channel="phone"), "satisfaction")),
+    "hotel_bookings-1": lambda rows: mean(numbers(rows, "Nights")),
+    "hotel_bookings-2": lambda rows: by(rows, "Room Type", "Total Bill (EUR)", math.fsum),
+    "hotel_bookings-3": lambda rows: len(having(rows, Booked_Via="Travel agency")),
+    "hotel_bookings-4": lambda rows: len(having(rows, Room_Type="Suite", Breakfast_Included="Y")),
+    "hotel_bookings-5": lambda rows: min(row["Arrival Date"] for row in rows),
+    "hotel_bookings-6": lambda rows: top({row["Booking Ref"]: float(row["Total Bill (EUR)"]) for row in rows}),
+    "vehicle_trips-1": lambda rows: math.fsum(numbers(rows, "DistanceKm")),
+    "vehicle_trips-2": lambda rows: top(by(rows, "Driver", "DistanceKm", math.fsum)),
+    "vehicle_trips-3": lambda rows: correlation(rows, "DistanceKm", "FuelLitres"),
+    "vehicle_trips-4": lambda rows: sum(float(row["DistanceKm"]) > 200 for row in rows),
+    "vehicle_trips-5": lambda rows: mean(numbers(having(rows, Depot="Harbour"), "TollCost")),
+    "vehicle_trips-6": lambda rows: len({row["Plate"] for row in rows}),
+    "library_loans-1": lambda rows: top(dict(Counter(row["genre"] for row in rows))),
+    "library_loans-2": lambda rows: len(having(rows, days_out="")),
+    "library_loans-3": lambda rows: by(rows, "branch", "days_out", median),
+    "library_loans-4": lambda rows: math.fsum(numbers(having(rows, member_type="student"), "late_fee")),
+    "library_loans-5": lambda rows: max(row["borrowed_on"] for row in rows),
+    "library_loans-6": lambda rows: dict(Counter(row["member_type"] for row in rows)),
+    "flat_listings-1": lambda rows: min(numbers(rows, "Monthly rent")),
+    "flat_listings-2": lambda rows: top(by(rows, "District", "Monthly rent", mean)),
+    "flat_listings-3": lambda rows: tops({row["Ref"]: float(row["Floor area (m2)"]) for row in rows}, 5),
+    "flat_listings-4": lambda rows: len(having(rows, District="Old Town", Balcony="yes")),
+    "flat_listings-5": lambda rows: median(numbers(having(rows, Rooms="3"), "Floor area (m2)")),
+    "flat_listings-6": lambda rows: len({row["Ref"] for row in rows}),
+    "production_runs-1": lambda rows: max(numbers(rows, "UNITS_MADE")),
+    "production_runs-2": lambda rows: bottom(by(rows, "LINE", "DOWNTIME_MIN", math.fsum)),
+    "production_runs-3": lambda rows: by(rows, "SHIFT", "SCRAP", mean),
+    "production_runs-4": lambda rows: sum(n > 30 for n in numbers(having(rows, SHIFT="Night"), "DOWNTIME_MIN")),
+    "production_runs-5": lambda rows: len(having(rows, DOWNTIME_MIN="")),
+    "production_runs-6": lambda rows: math.fsum(numbers(having(rows, PART="Hinge"), "UNITS_MADE")),
 }
 
 
@@ -117,30 +154,37 @@ def same(value: object, gold: object) -> bool:
     return isinstance(value, int | float) and isinstance(gold, int | float) and math.isclose(value, gold, rel_tol=1e-9)
 
 
-def test_thirty_questions_six_a_file() -> None:
-    assert set(Counter(question["file"] for question in QUESTIONS).values()) == {6}
-    assert len(FILES) == 5
-    assert all(question.keys() == {"id", "file", "question", "code", "gold"} for question in QUESTIONS)
-    assert len({question["question"] for question in QUESTIONS}) == 30
-    assert [question["id"] for question in QUESTIONS] == list(PLAIN)
+@each_set
+def test_thirty_questions_six_a_file(folder: Path) -> None:
+    questions = SETS[folder]
+    assert list(Counter(question["file"] for question in questions).values()) == [6] * 5
+    assert all(question.keys() == {"id", "file", "question", "code", "gold"} for question in questions)
 
 
-def test_tables_come_back_byte_for_byte(tmp_path: Path) -> None:
-    runpy.run_path(str(ASK / "make_tables.py"))["write_tables"](tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == FILES == sorted(p.name for p in ASK.glob("*.csv"))
-    for name in FILES:
-        assert (tmp_path / name).read_bytes() == (ASK / name).read_bytes(), name
+def test_every_question_is_another_and_has_its_plain_loop() -> None:
+    assert [question["id"] for _, question in QUESTIONS] == list(PLAIN)
+    assert len({question["question"] for _, question in QUESTIONS}) == len(QUESTIONS)
+    assert len({question["file"] for _, question in QUESTIONS}) == 5 * len(SETS)
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question["id"])
-def test_gold_code_gives_the_stored_gold(question: dict[str, Any]) -> None:
+@each_set
+def test_tables_come_back_byte_for_byte(folder: Path, tmp_path: Path) -> None:
+    runpy.run_path(str(folder / "make_tables.py"))["write_tables"](tmp_path)
+    files = sorted({question["file"] for question in SETS[folder]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == files == sorted(p.name for p in folder.glob("*.csv"))
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@each_question
+def test_gold_code_gives_the_stored_gold(folder: Path, question: Question) -> None:
     pandas: Any = pytest.importorskip("pandas")
-    value = eval(question["code"], {"df": pandas.read_csv(ASK / question["file"]), "pd": pandas})
+    value = eval(question["code"], {"df": pandas.read_csv(folder / question["file"]), "pd": pandas})
     if isinstance(value, pandas.Series):
         value = {str(label): cell for label, cell in value.to_dict().items()}
     assert same(value.item() if hasattr(value, "item") else value, question["gold"])
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question["id"])
-def test_plain_loops_agree_with_the_gold(question: dict[str, Any]) -> None:
-    assert same(PLAIN[question["id"]](read(question["file"])), question["gold"])
+@each_question
+def test_plain_loops_agree_with_the_gold(folder: Path, question: Question) -> None:
+    assert same(PLAIN[question["id"]](read(folder / question["file"])), question["gold"])
