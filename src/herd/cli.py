@@ -15,6 +15,7 @@ from herd import __version__, console
 from herd.console import HerdError
 
 if TYPE_CHECKING:
+    from herd.deploy.assistant import Assistant
     from herd.model.generation import Sampling
 
 INTERRUPTED = 130
@@ -113,7 +114,33 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--seed", type=int, default=0)
         if name == "generate":
             one.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
+    _add_assistant_verbs(verbs)
     return top
+
+
+def _add_assistant_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ask = verbs.add_parser("ask", help="ask a question about a CSV file: code, result, answer")
+    ask.set_defaults(verb=_ask)
+    ask.add_argument("table", type=Path, metavar="DATA.csv")
+    ask.add_argument("question")
+    ask.add_argument("--json", action="store_true", help="everything as one JSON object")
+    ask.add_argument("--show-code", action=argparse.BooleanOptionalAction, default=True, help="print the code too")
+
+    serve = verbs.add_parser("serve", help="serve a member: OpenAI protocol and a page, on this machine")
+    serve.set_defaults(verb=_serve)
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="others than loopback need HERD_API_KEY")
+    serve.add_argument("--port", type=int, default=8000)
+
+    choose = verbs.add_parser("choose", help="which member to deploy under limits of memory, speed and proven quality")
+    choose.set_defaults(verb=_choose)
+    choose.add_argument("--memory", required=True, metavar="SIZE", help="such as 8GiB")
+    choose.add_argument("--context", type=int, required=True, metavar="TOKENS", help="the longest conversation")
+    choose.add_argument("--min-speed", type=float, metavar="N", help="tokens a second, as measured")
+    choose.add_argument("--need", action="append", default=[], metavar="CLAIM>=VALUE", help="may be repeated; or <=")
+    for one in (ask, serve, choose):
+        one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+        if one is not choose:
+            one.add_argument("--member", metavar="NAME", help="default: the run's assistant")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -173,12 +200,57 @@ def _chat(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ask(options: argparse.Namespace) -> int:
+    from herd.deploy.ask import ask
+    from herd.tools.sandbox import Sandbox
+
+    with Sandbox() as sandbox:
+        return ask(_assistant(options), sandbox, options.table, options.question, options.json, options.show_code)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from herd.deploy.server import find_key, serve
+    from herd.tools.sandbox import Sandbox
+
+    find_key(options.host)  # a missing key is said before the model is loaded
+    with Sandbox() as sandbox:
+        serve(_assistant(options), sandbox, options.host, options.port)
+    return 0
+
+
+def _choose(options: argparse.Namespace) -> int:
+    from herd.deploy.choose import Constraint, candidates, choose, parse_requirement, parse_size, print_choice
+    from herd.run import finished_run, member_artifact, trained_members
+
+    needs = tuple(parse_requirement(text) for text in options.need)
+    constraint = Constraint(parse_size(options.memory), options.context, options.min_speed, needs)
+    run = finished_run(options.run)
+    folders = {name: member_artifact(run, name).path for name in trained_members(run)}
+    choice = choose(candidates(run, folders), constraint)
+    print_choice(choice, constraint)
+    return 0 if choice.picked else 1
+
+
+def _assistant(options: argparse.Namespace) -> Assistant:
+    from herd.artifact import published
+    from herd.deploy.ask import load_assistant
+    from herd.run import assistant_of, finished_run
+
+    run = finished_run(options.run)
+    options.run, options.member = run, options.member or assistant_of(run)
+    guard = published(run).get("guard")
+    return load_assistant(options.member, *_member_and_tokenizer(options), guard.path if guard else None)
+
+
 def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
     from herd.artifact import published
     from herd.run import finished_run, member_artifact
 
     run = finished_run(options.run)
-    return member_artifact(run, options.member).path, published(run)["tokenizer"].path
+    done = published(run)
+    adopted = done.get(f"adopt-{options.member}")
+    tokenizer = adopted.path / "tokenizer" if adopted else done["tokenizer"].path
+    return member_artifact(run, options.member).path, tokenizer
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:

@@ -19,6 +19,7 @@ from herd.recipe_errors import explain
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+PINNED = r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 
 
@@ -88,7 +89,7 @@ class Tables(Section):
     @field_validator("packages")
     @classmethod
     def _pinned(cls, packages: list[str]) -> list[str]:
-        return _all_match(packages, r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*", "NAME==VERSION")
+        return _all_match(packages, PINNED, "NAME==VERSION")
 
     @model_validator(mode="after")
     def _known(self) -> Tables:
@@ -182,12 +183,21 @@ class TokenCount(Section):
 class Member(Section):
     name: Name
     role: Literal["laptop", "server", "reference"]
-    size: Literal["forecast"] | Size
+    size: Literal["forecast"] | Size = Field(default="forecast", description="of a member trained from scratch")
     tokens: Literal["optimal"] | PositiveReal | TokenCount = Field(
         default="optimal", description="'optimal', a multiple of optimal, or {count = N}"
     )
-    from_: str = Field(default="scratch", alias="from", description="'scratch', or a path or package of open weights")
+    from_: str = Field(
+        default="scratch",
+        alias="from",
+        description="'scratch', or open weights: package:NAME, or the path of a .gguf file, relative to the recipe",
+    )
     peak_learning_rate: PositiveReal | None = Field(default=None, description="overrides [pretrain.learning_rate]")
+
+    @property
+    def adopted(self) -> bool:
+        """Whether its weights are somebody else's."""
+        return self.from_ != "scratch"
 
 
 class Architecture(Section):
@@ -266,21 +276,99 @@ class Pretrain(Section):
     anneal: Anneal | None = None
 
 
+class PackageTables(Section):
+    """Real CSV tables inside packages of the Python package index; a part of them is never trained on."""
+
+    kind: Literal["package-tables"]
+    name: Name
+    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+
+    @field_validator("packages")
+    @classmethod
+    def _pinned(cls, packages: list[str]) -> list[str]:
+        return _all_match(packages, PINNED, "NAME==VERSION")
+
+
+class InventedTables(Section):
+    """Tables with the columns that offices have, filled by chance."""
+
+    kind: Literal["invented-tables"]
+    name: Name
+    count: Positive
+
+
+class OwnTables(Section):
+    """The user's own CSV files: questions about them are written and executed like all others."""
+
+    kind: Literal["own-tables"]
+    name: Name
+    path: str = Field(description="a CSV file or a folder of them, relative to the recipe file")
+
+
+class OwnChats(Section):
+    """The user's own conversations: JSON lines of OpenAI chat messages, tool calls included."""
+
+    kind: Literal["own-chats"]
+    name: Name
+    path: str = Field(description="a .jsonl file, relative to the recipe file")
+    repeat: Positive = Field(default=1, description="how often each is trained on")
+
+
+DialogSource = Annotated[PackageTables | InventedTables | OwnTables | OwnChats, Field(discriminator="kind")]
+
+
+class Synthesis(Section):
+    """How much is written about the tables of the sources; every gold answer is executed."""
+
+    dialogs: Positive = 280
+    turns: Positive = Field(default=6, description="questions of a dialog, all about one table")
+    sample_questions: Positive = Field(default=200, description="questions that rejection sampling answers")
+    dev_questions: Positive = Field(default=60, description="on tables trained on; averaging is accepted by these")
+    test_questions: Positive = Field(default=150, description="on tables never trained on, of each kind of phrasing")
+    chats: Positive = Field(default=60, description="general chats kept in training; as many more measure retention")
+    chat_tokens: Positive = 48
+
+
 class Posttrain(Section):
     """Rounds of post-training (paper 4.1)."""
 
+    members: list[Name] = Field(default=[], description="whom to post-train; empty: every member of open weights")
     rounds: Positive = 1
-    samples_per_prompt: Annotated[int, Field(ge=2)] = 10
+    source: list[DialogSource] = []
+    synthesis: Synthesis = Synthesis()
+    context_tokens: Positive = Field(default=1536, description="longer dialogs are left out")
+    threads: Positive = Field(default=2, description="threads of its stages, which run one after the other")
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(default=10, description="K of rejection sampling")
+    sample_temperature: PositiveReal = 1.0
+    batch_dialogs: Positive = 4
     sft_learning_rate: PositiveReal = 1e-5
+    sft_epochs: Positive = 1
+    rejection_learning_rate: PositiveReal | None = Field(default=None, description="absent: that of SFT")
+    reward_learning_rate: PositiveReal = 1e-5
+    reward_pairs: Positive = 160
     dpo_learning_rate: PositiveReal = 1e-5
     dpo_beta: PositiveReal = 0.1
     dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.2
+    dpo_pairs: Positive = 160
+    batch_pairs: Positive = 8
+
+    @field_validator("source")
+    @classmethod
+    def _distinct(cls, sources: list[Any]) -> list[Any]:
+        _no_twins([source.name for source in sources])
+        return sources
 
 
 class Safety(Section):
     """Prompt sets for violation rate and false refusal rate (paper 5.4)."""
 
-    prompts: list[str] = []
+    prompts: list[str] = Field(
+        default=["harmbench", "do-not-answer", "advbench", "borderline"],
+        description="built-in sets by name, or CSV files with prompts and labels, relative to the recipe file",
+    )
+    per_source: Positive = Field(default=60, description="prompts of each set that the member answers")
+    false_refusal_budget: Share = Field(default=0.1, description="the guard's threshold is chosen by this")
 
 
 class Evaluate(Section):
@@ -318,11 +406,11 @@ class Compute(Section):
 
 class Recipe(Section):
     family: Family
-    data: Data
+    data: Data | None = Field(default=None, description="like scaling and pretrain, for members from scratch")
     tokenizer: Tokenizer = Tokenizer()
-    scaling: Scaling
+    scaling: Scaling | None = None
     member: list[Member] = Field(min_length=1)
-    pretrain: Pretrain
+    pretrain: Pretrain | None = None
     posttrain: Posttrain | None = None
     safety: Safety | None = None
     evaluate: Evaluate = Evaluate()
@@ -337,6 +425,30 @@ class Recipe(Section):
     def _distinct(cls, members: list[Member]) -> list[Member]:
         _no_twins([member.name for member in members])
         return members
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        scratch = [member.name for member in self.member if not member.adopted]
+        if missing := [name for name in ("data", "scaling", "pretrain") if scratch and getattr(self, name) is None]:
+            raise ValueError(f"[{missing[0]}] is missing: member '{scratch[0]}' is trained from scratch")
+        if self.posttrain is not None:
+            known = {member.name: member for member in self.member}
+            for name in self.posttrain.members:
+                if name not in known or not known[name].adopted:
+                    raise ValueError(
+                        f"posttrain.members: '{name}' is not a member with from = 'package:...' or a file; "
+                        "this version post-trains open weights"
+                    )
+        return self
+
+    @property
+    def assistants(self) -> list[Member]:
+        """Members to post-train."""
+        if self.posttrain is None:
+            return []
+        return [
+            m for m in self.member if m.adopted and (not self.posttrain.members or m.name in self.posttrain.members)
+        ]
 
     @field_validator("provenance")
     @classmethod

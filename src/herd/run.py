@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +206,26 @@ def member_artifact(run: Path, name: str) -> Artifact:
             return done[f"{step}-{name}"]
     there = [stage.removeprefix("pretrain-") for stage in done if stage.startswith("pretrain-")]
     raise HerdError(f"{run}: no member '{name}'; trained so far: {', '.join(there) or 'none'}")
+
+
+def trained_members(run: Path) -> list[str]:
+    """Names of the recipe's members that have weights, in the recipe's order."""
+    found = []
+    for member in load_recipe(run / "recipe.toml").member:
+        with suppress(HerdError):  # nothing trained yet
+            member_artifact(run, member.name)
+            found.append(member.name)
+    return found
+
+
+def assistant_of(run: Path) -> str:
+    """The member that answers where none is named: the only adopted one, or the only one. Raises HerdError else."""
+    trained = trained_members(run)
+    adopted = [member.name for member in load_recipe(run / "recipe.toml").member if member.adopted]
+    for names in ([name for name in trained if name in adopted], trained):
+        if len(names) == 1:
+            return names[0]
+    raise HerdError(f"{run}: name the member with --member; trained so far: {', '.join(trained) or 'none'}")
 
 
 def _version() -> str:

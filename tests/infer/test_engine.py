@@ -1,37 +1,24 @@
-"""The engine against a plain loop; and what callers rely on: seeds, stops, whole characters, honest endings."""
+"""The engine against a plain loop and transformers; and what callers rely on: seeds, stops, characters, endings."""
 
 import os
 import pathlib
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from herd.console import HerdError
+from herd.infer import engine as engine_module
 from herd.infer.engine import Engine
 from herd.model.config import ModelConfig
+from herd.model.formats.huggingface import write_huggingface
 from herd.model.generation import Sampling
-from herd.model.tokenizer import train_tokenizer
 from herd.model.transformer import Transformer
 
 SCRIPTED = Sampling(temperature=0.0, max_tokens=200)
 TEXT = (pathlib.Path(os.__file__).parent / "argparse.py").read_text()
 GREEDY = Sampling(temperature=0.0, max_tokens=20)
 FREE = Sampling(temperature=1.0, top_p=1.0, max_tokens=30)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer([TEXT], 400)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(2, 48, 4, 2, 96, 400, 12, 64, tied_embeddings=True))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
-    return Engine(model, tokenizer, max_batch=3)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +34,8 @@ def scripted(tokenizer, text, stop_token="<|end_of_text|>"):
     class Script(Transformer):
         def hidden(self, tokens_BT, mask=None, cache=None):
             assert cache is not None
-            cache.used += tokens_BT.shape[1]
-            return torch.nn.functional.one_hot(torch.tensor([[script[cache.used - 1]]]), 400).float() * 100
+            cache.extend(tokens_BT.shape[1])
+            return torch.nn.functional.one_hot(torch.tensor([[script[cache.used[0] - 1]]]), 400).float() * 100
 
     model = Script(ModelConfig(1, 400, 2, 1, 4, 400, 2, 256))
     model.output.weight = torch.nn.Parameter(torch.eye(400))
@@ -85,6 +72,110 @@ def test_a_batch_gives_what_each_prompt_gives_alone(engine, prompts):
     together = engine.generate(prompts, GREEDY)
     alone = [engine.generate([prompt], GREEDY)[0] for prompt in prompts]
     assert [c.ids for c in together] == [c.ids for c in alone]
+
+
+def test_ragged_batches_equal_prompts_alone_in_float32(engine, tokenizer):
+    """Prompts of many lengths, some equal, some beginning alike, more of them than rows, each with its own limits."""
+    base = tokenizer.encode(TEXT)[:40]
+    prompts = [base[: 3 + 5 * (index % 7)] + base[: index % 3] for index in range(20)]
+    samplings = [Sampling(0.8, 0.9, max_tokens=2 + 3 * (index % 5), seed=index) for index in range(20)]
+    together = engine.generate(prompts, samplings)
+    assert len({(len(c.ids), c.stop_reason) for c in together}) > 4
+    for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+        others = [[5]] * index  # a prompt's random numbers depend on its place in the call
+        alone = engine.generate([*others, prompt], [Sampling(0.0, max_tokens=1)] * index + [sampling])[-1]
+        assert together[index].ids == alone.ids
+        assert together[index].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_what_prompts_share_is_computed_once(engine, tokenizer, monkeypatch):
+    computed = []
+    hidden = engine.model.hidden
+    monkeypatch.setattr(
+        engine.model, "hidden", lambda tokens, **rest: computed.append(tokens.shape) or hidden(tokens, **rest)
+    )
+    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 8)
+    base = tokenizer.encode(TEXT)[:30]
+    prompts = [[*base, 200 + index] for index in range(4)] + [[*base, 200]] * 6
+    engine.generate(prompts[::-1], Sampling(0.0, max_tokens=1))
+    assert computed == [(1, 8)] * 3 + [(1, 7)] + [(1, 1)] * 3
+    computed.clear()
+    long = engine.generate([base] * 3, Sampling(0.0, max_tokens=5))
+    assert computed == [(1, 8)] * 3 + [(1, 6)] + [(3, 1)] * 4  # one prompt, then three rows
+    monkeypatch.undo()
+    assert long[0].ids == tuple(naive_greedy(engine, base, 5)[0])
+
+
+def test_a_freed_row_is_taken_at_once(engine, prompts, monkeypatch):
+    rows = []
+    hidden = engine.model.hidden
+    monkeypatch.setattr(
+        engine.model, "hidden", lambda tokens, **rest: rows.append(len(tokens)) or hidden(tokens, **rest)
+    )
+    one, many = Sampling(1.0, 1.0, max_tokens=2), Sampling(1.0, 1.0, max_tokens=17)
+    completions = engine.generate([[7]] * 9, [many, one, many, one, one, one, one, one, one])
+    expected = [17, 2, 17, 2, 2, 2, 2, 2, 2]
+    assert all(len(c.ids) == n or c.stop_reason == "end" for c, n in zip(completions, expected, strict=True))
+    assert max(rows) == 3 and len(rows) < 25  # in turns of three, to the end of the longest each, it would be 34
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_greedy_equals_transformers_for_ragged_prompts(kv_heads, tokenizer, tmp_path):
+    torch.manual_seed(kv_heads)
+    config = ModelConfig(2, 48, 4, kv_heads, 96, 400, 12, 400, tied_embeddings=True)
+    model = Transformer(config).requires_grad_(False)
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
+    write_huggingface(tmp_path, config, model.state_dict(), None, torch.float32)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = tokenizer.encode(TEXT)
+    prompts = [ids[at : at + length] for at, length in ((0, 1), (5, 300), (50, 17), (5, 290), (400, 64), (7, 255))]
+    completions = Engine(model, tokenizer, max_batch=4).generate(prompts, Sampling(0.0, max_tokens=24))
+    for prompt, completion in zip(prompts, completions, strict=True):
+        stops = sorted(tokenizer.stop_ids)
+        whole = theirs.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=stops, pad_token_id=0
+        )
+        assert list(completion.ids) == whole[0, len(prompt) :].tolist()
+
+
+def test_bfloat16_stays_close_to_float32(engine, tokenizer):
+    """The path of its own that bf16 has on the CPU: the chance of each token that float32 chose."""
+    narrow = Transformer(engine.model.config).requires_grad_(False)
+    narrow.load_state_dict(engine.model.state_dict())
+    prompts = [tokenizer.encode(TEXT)[at : at + 10 + at] for at in range(8)]
+    wide = engine.generate(prompts, Sampling(0.0, max_tokens=1))
+    close = Engine(narrow.to(torch.bfloat16), tokenizer).generate(prompts, Sampling(0.0, max_tokens=2))
+    for a, b in zip(wide, close, strict=True):
+        assert a.logprobs[0] == pytest.approx(b.logprobs[0], abs=0.3)
+
+
+def test_logits_that_are_not_numbers_name_the_prompt_and_the_engine_goes_on(tokenizer):
+    model = Transformer(ModelConfig(1, 8, 2, 1, 8, 400, 4, 32)).requires_grad_(False)
+    model.tok_embeddings.weight[77] = float("nan")
+    engine = Engine(model, tokenizer)
+    with pytest.raises(HerdError, match=r"prompt 2: the model's logits are not numbers \(NaN"):
+        engine.generate([[5], [6, 7], [5, 77], [8]], GREEDY)
+    assert len(engine.generate([[5], [6, 7], [8]], GREEDY)) == 3
+
+
+def test_tokens_come_one_by_one_and_a_stream_can_be_left(engine, prompts):
+    whole = engine.generate([prompts[0]], FREE)[0]
+    assert tuple(engine.stream_tokens(prompts[0], FREE)) == whole.ids
+    tokens = engine.stream_tokens(prompts[0], FREE)
+    assert next(tokens) == whole.ids[0]
+    tokens.close()
+    assert list(tokens) == []
+    with pytest.raises(HerdError, match="prompt 0 is empty"):
+        engine.stream_tokens([], FREE)
+
+
+def test_one_sampling_for_all_or_one_each(engine, prompts):
+    each = engine.generate(prompts[:3], [Sampling(0.0, max_tokens=n) for n in (1, 2, 3)])
+    assert [len(c.ids) for c in each] == [1, 2, 3]
+    with pytest.raises(HerdError, match="3 prompts and 2 samplings"):
+        engine.generate(prompts[:3], [GREEDY] * 2)
+    assert engine.generate([], GREEDY) == []
 
 
 def test_the_seed_decides(engine, prompts):

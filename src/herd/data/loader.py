@@ -7,7 +7,7 @@ and within a kind every window is used once before any is used again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,17 @@ class Batch:
     inputs: np.ndarray
     targets: np.ndarray
     documents: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """What a step's loss is divided by: its targets."""
+        return self.targets.size
+
+    def split(self, rows: int) -> Iterator[Batch]:
+        """Micro-batches of at most so many rows."""
+        for start in range(0, len(self.inputs), rows):
+            cut = np.s_[start : start + rows]
+            yield Batch(self.inputs[cut], self.targets[cut], self.documents[cut])
 
 
 class Loader:

@@ -9,11 +9,14 @@ from herd.infer.engine import Engine
 from herd.model.formats.native import load_native
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
+from herd.recipe import Compute
+from herd.train.hardware import choose_hardware
 
 
 def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, int]:
-    """A member's generator, its tokenizer, and its context in tokens."""
-    network = load_native(model)
+    """A member's generator, its tokenizer, and its context in tokens; in bfloat16 where that is native, as measured."""
+    hardware = choose_hardware(Compute())
+    network = load_native(model).to(hardware.device, hardware.dtype)
     words = Tokenizer.load(tokenizer)
     return Engine(network, words), words, network.config.context
 

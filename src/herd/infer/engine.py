@@ -1,25 +1,32 @@
 """Generation on this machine: prefill a KV cache with the prompts, then decode token by token.
 
-Prompts of one length form a batch, at most `max_batch` rows; finished rows leave it. What this engine does not do:
-mix lengths in a batch, take in a request while others run, share a prompt's keys and values between samples, or
-page its cache. Results of a row do not depend on its neighbours beyond rounding: a matrix product may sum in another
-order for another batch size.
+Prompts of any lengths share a batch of up to `max_batch` rows; a finished row's place goes to the next prompt. Prompts
+are taken in sorted order, so that each follows the one with which it shares most, and what they share is computed once
+and copied. What this engine does not do: take in a request while others run, store a shared beginning once, or page
+its cache. Results of a row do not depend on its neighbours beyond rounding: a matrix product may sum in another order
+for another batch size.
+
+Shape suffixes: B batch, T tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
 
-import codecs
+from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from herd.console import HerdError
-from herd.infer.sampling import draw, random_stream
-from herd.model.generation import Completion, Sampling, StopReason
+from herd.infer.grammar import Grammars
+from herd.infer.request import Request
+from herd.infer.sampling import draw
+from herd.model.generation import Completion, Sampling, one_each
 from herd.model.tokenizer import Tokenizer
 from herd.model.transformer import KVCache, Transformer
+
+CACHE_BLOCK = 256  # tokens by which the rows of a cache grow
+PREFILL_CHUNK = 512  # prompt tokens computed at once: bounds the memory that a long prompt takes
 
 
 class Engine:
@@ -28,23 +35,22 @@ class Engine:
     Raises HerdError where the tokenizer has more ids than the model has rows.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, max_batch: int = 16) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, max_batch: int = 32) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise HerdError(f"tokenizer of {tokenizer.vocab_size} ids, model of {model.config.vocab_size} rows")
         self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+        self._grammars = Grammars(tokenizer)
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """One completion for each prompt, in order.
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+        """One completion for each prompt, in order; one sampling for all, or one each.
 
-        Raises HerdError naming a prompt that is empty, holds an unknown id or is longer than the context.
+        Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context, has a wrong
+        grammar, or for which the model gives logits that are not numbers.
         """
-        requests = [self._request(prompt, index, sampling) for index, prompt in enumerate(prompts)]
-        by_length = sorted(requests, key=lambda request: len(request.prompt))
-        for _, same in groupby(by_length, key=lambda request: len(request.prompt)):
-            rows = list(same)
-            for start in range(0, len(rows), self.max_batch):
-                for _ in self._decode(rows[start : start + self.max_batch]):
-                    pass
+        each = one_each(prompts, sampling)
+        requests = [self._request(prompt, index, each[index]) for index, prompt in enumerate(prompts)]
+        for _ in self._run(requests):
+            pass
         return [request.completion() for request in requests]
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
@@ -52,101 +58,130 @@ class Engine:
         request = self._request(prompt, 0, sampling)  # here, not at the first piece: a bad prompt fails at the call
         return self._pieces(request)
 
-    def _pieces(self, request: _Request) -> Iterator[str]:
+    def stream_tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        """Ids one by one, a stop token included; they are the completion's ids."""
+        request = self._request(prompt, 0, sampling)
+        return (request.ids[-1] for _ in self._run([request]))
+
+    def _pieces(self, request: Request) -> Iterator[str]:
         sent = 0
-        for _ in self._decode([request]):
+        for _ in self._run([request]):
             if len(request.text) > sent:
                 yield request.text[sent:]
                 sent = len(request.text)
 
-    def _request(self, prompt: list[int], index: int, sampling: Sampling) -> _Request:
-        context = self.model.config.context
+    def _request(self, prompt: list[int], index: int, sampling: Sampling) -> Request:
+        config = self.model.config
         if not prompt:
             raise HerdError(f"prompt {index} is empty; begin it with the token {self.tokenizer.bos_id} at least")
-        if len(prompt) > context:
-            raise HerdError(f"prompt {index} has {len(prompt)} tokens, the model's context is {context}; shorten it")
-        if not 0 <= min(prompt) <= max(prompt) < self.model.config.vocab_size:
-            raise HerdError(f"prompt {index} holds a token id outside 0 .. {self.model.config.vocab_size - 1}")
-        return _Request(prompt, index, sampling, self.tokenizer, context)
+        if len(prompt) > config.context:
+            raise HerdError(
+                f"prompt {index} has {len(prompt)} tokens, the model's context is {config.context}; shorten it"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise HerdError(f"prompt {index} holds a token id outside 0 .. {config.vocab_size - 1}")
+        try:
+            grammar = self._grammars.begin(sampling.grammar) if sampling.grammar is not None else None
+        except HerdError as error:
+            raise HerdError(f"prompt {index}: {error}") from None
+        return Request(prompt, index, sampling, self.tokenizer, config.context, grammar)
 
-    def _decode(self, requests: list[_Request]) -> Iterator[None]:
-        """Run prompts of one length to their ends; yields after each token, when every request is up to date."""
-        live = [request for request in requests if request.reason is None]
-        if not live:
+    def _run(self, requests: list[Request]) -> Iterator[None]:
+        """Run requests to their ends; yields whenever some have taken a token, and all are up to date."""
+        waiting = deque(sorted((r for r in requests if r.reason is None), key=lambda request: request.prompt))
+        if not waiting:
             return
-        weight = self.model.tok_embeddings.weight
-        longest = len(live[0].prompt) + live[0].limit
-        cache = KVCache(self.model.config, len(live), longest, weight.dtype, weight.device)
-        tokens_BT = torch.tensor([request.prompt for request in live], device=weight.device)
-        while True:
-            logits_BV = self._next_logits(tokens_BT, cache)
-            logprobs_BV = logits_BV.log_softmax(-1)
-            for row, request in enumerate(live):
-                token = draw(logits_BV[row], request.sampling, request.stream)
-                request.take(token, float(logprobs_BV[row, token]))
+        rows = _Rows(self.model, self.tokenizer.vocab_size, min(self.max_batch, len(waiting)))
+        live: list[Request] = []
+        while waiting or live:
+            free = min(self.max_batch - len(live), len(waiting))
+            if free:
+                fresh = [waiting.popleft() for _ in range(free)]
+                _take(fresh, torch.stack([rows.add(request.prompt) for request in fresh]))
+                live += fresh
+            else:
+                _take(live, rows.step([request.ids[-1] for request in live]))
             yield
-            kept = [row for row, request in enumerate(live) if request.reason is None]
-            if not kept:
-                return
-            if len(kept) < len(live):
-                cache.values = cache.values[:, :, kept]
-                live = [live[row] for row in kept]
-            tokens_BT = torch.tensor([[request.ids[-1]] for request in live], device=weight.device)
+            for row in reversed(range(len(live))):
+                if live[row].reason is not None:  # the last row moves into its place
+                    rows.drop(row)
+                    live[row] = live[-1]
+                    live.pop()
+
+
+def _take(requests: list[Request], logits_BV: Tensor) -> None:
+    """Draw the next token of each request from its row of logits, float32 on the CPU."""
+    totals_B = logits_BV.logsumexp(-1)
+    allowed_BV = logits_BV
+    if any(request.grammar for request in requests):
+        allowed_BV = logits_BV.clone()
+    for row, request in enumerate(requests):
+        if not totals_B[row].isfinite():
+            raise HerdError(
+                f"prompt {request.index}: the model's logits are not numbers (NaN or infinite): "
+                "its weights are damaged or its training diverged"
+            )
+        request.forbid(allowed_BV[row])
+    tokens = allowed_BV.argmax(-1).tolist()
+    for row, request in enumerate(requests):
+        if request.sampling.temperature > 0:
+            tokens[row] = draw(allowed_BV[row], request.sampling, request.stream)
+    logprobs = (logits_BV.gather(1, torch.tensor(tokens)[:, None])[:, 0] - totals_B).tolist()
+    for request, token, logprob in zip(requests, tokens, logprobs, strict=True):
+        request.take(token, logprob)
+
+
+class _Rows:
+    """The network's side of a batch: keys and values of the live rows, and of the prompt computed last."""
+
+    def __init__(self, model: Transformer, vocab_size: int, rows: int) -> None:
+        self._model, self._vocab_size = model, vocab_size
+        self._weight = model.tok_embeddings.weight
+        self._rows, self._trunk = self._cache(rows), self._cache(1)
+        self._rows.used = []
+        self._prompt: list[int] = []
+        self._logits_V = torch.empty(0)
+
+    def add(self, prompt: list[int]) -> Tensor:
+        """A new last row that holds the prompt; logits after it, (V,)."""
+        shared = _common(self._prompt, prompt)
+        if shared < len(prompt):
+            self._trunk.used = [shared]
+            self._trunk.reserve(_blocks(len(prompt)))
+            last_BTD = torch.empty(0)
+            for at in range(shared, len(prompt), PREFILL_CHUNK):
+                last_BTD = self._hidden([prompt[at : at + PREFILL_CHUNK]], self._trunk)
+            self._prompt, self._logits_V = prompt, self._logits(last_BTD)[0]
+        self._rows.reserve(_blocks(len(prompt) + 1))
+        self._rows.add_row(self._trunk)
+        return self._logits_V
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Add one token to each row; logits after them, (B, V)."""
+        self._rows.reserve(_blocks(max(self._rows.used) + 1))
+        return self._logits(self._hidden([[token] for token in tokens], self._rows))
+
+    def drop(self, row: int) -> None:
+        self._rows.drop_row(row)
+
+    def _cache(self, rows: int) -> KVCache:
+        return KVCache(self._model.config, rows, 0, self._weight.dtype, self._weight.device)
 
     @torch.inference_mode()
-    def _next_logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-        """Logits after the last token, (B, V), float32; only ids that the tokenizer knows."""
-        last_BD = self.model.hidden(tokens_BT, cache=cache)[:, -1]
-        return self.model.output(last_BD).float()[:, : self.tokenizer.vocab_size]
+    def _hidden(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
+        return self._model.hidden(torch.tensor(tokens, device=self._weight.device), cache=cache)
+
+    @torch.inference_mode()
+    def _logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits after the last token, (B, V), float32 on the CPU; only ids that the tokenizer knows."""
+        return self._model.output(hidden_BTD[:, -1]).float()[:, : self._vocab_size].cpu()
 
 
-class _Request:
-    """One prompt on its way: the tokens so far, the text that is certain, and why it ended."""
-
-    def __init__(self, prompt: list[int], index: int, sampling: Sampling, tokenizer: Tokenizer, context: int) -> None:
-        self.prompt, self.sampling, self.tokenizer = prompt, sampling, tokenizer
-        self.limit = min(sampling.max_tokens, context - len(prompt))
-        self.stream = random_stream(sampling.seed, index)
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.text = ""
-        self.reason: StopReason | None = "context" if self.limit == 0 else None
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # holds back an unfinished character
-        self._held = ""  # the possible beginning of a stop string
-
-    def take(self, token: int, logprob: float) -> None:
-        """Add a drawn token; sets `reason` where it is the last one."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        if token in self.tokenizer.stop_ids:
-            self._end("end")
-            return
-        self._add(self._characters.decode(self.tokenizer.token_bytes(token)))
-        if self.reason is None and len(self.ids) == self.limit:
-            self._end("length" if self.limit == self.sampling.max_tokens else "context")
-
-    def completion(self) -> Completion:
-        assert self.reason is not None, "asked for before the request ended"
-        return Completion(self.text, tuple(self.ids), tuple(self.logprobs), self.reason)
-
-    def _add(self, text: str) -> None:
-        self._held += text
-        found = [at for at in map(self._held.find, self.sampling.stop) if at >= 0]
-        if found:
-            self.text += self._held[: min(found)]
-            self._held, self.reason = "", "stop"
-            return
-        certain = len(self._held) - _possible_beginning(self._held, self.sampling.stop)
-        self.text, self._held = self.text + self._held[:certain], self._held[certain:]
-
-    def _end(self, reason: StopReason) -> None:
-        self._add(self._characters.decode(b"", final=True))
-        if self.reason is None:  # not a stop string that the last bytes completed
-            self.text, self._held, self.reason = self.text + self._held, "", reason
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _possible_beginning(text: str, stops: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` with which a stop string could begin."""
-    longest = max((len(stop) - 1 for stop in stops), default=0)
-    lengths = range(min(longest, len(text)), 0, -1)
-    return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in stops)), 0)
+def _blocks(tokens: int) -> int:
+    """The length of whole cache blocks that holds so many tokens."""
+    return -(-tokens // CACHE_BLOCK) * CACHE_BLOCK

@@ -1,6 +1,6 @@
 """From logits to the next token: temperature, then top-k, then top-p; greedy at temperature 0.
 
-Shape suffix: V vocabulary.
+Shape suffixes: V vocabulary, C candidates.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-from herd.console import HerdError
 from herd.model.generation import Sampling
 
 
@@ -24,28 +23,33 @@ def random_stream(seed: int, index: int) -> torch.Generator:
 
 
 def draw(logits_V: Tensor, sampling: Sampling, stream: torch.Generator) -> int:
-    """The next token id for one row of float32 logits. Raises HerdError where the model gave NaN."""
-    if torch.isnan(logits_V).any():
-        raise HerdError("the model's logits are not numbers (NaN): its weights are damaged or its training diverged")
+    """The next token id for one row of float32 logits on the CPU, -inf where a token may not come.
+
+    Takes one number of the stream, unless greedy.
+    """
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    return int(torch.multinomial(probabilities(logits_V, sampling).cpu(), 1, generator=stream))
+    ids_C, chances_C = candidates(logits_V, sampling)
+    mass_C = chances_C.cumsum(0, dtype=torch.float64)
+    point = torch.rand(1, generator=stream, dtype=torch.float64) * mass_C[-1]
+    return int(ids_C[torch.searchsorted(mass_C, point, right=True).clamp_(max=len(ids_C) - 1)])
 
 
-def probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is drawn from, shape (V,), float32, summing to 1.
+def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """What is drawn from: token ids (C,) and their chances (C,), float32, summing to 1.
 
     top_p keeps the smallest set of most probable tokens whose mass reaches it, so always at least one token.
     Needs a temperature above 0.
     """
-    scaled = logits_V.float()
-    scaled = (scaled - scaled.max()) / sampling.temperature  # shifted first: a tiny temperature must not overflow
-    if 0 < sampling.top_k < scaled.numel():
-        kept = scaled.topk(sampling.top_k).indices
-        scaled = torch.full_like(scaled, -torch.inf).index_copy_(0, kept, scaled[kept])
-    chances = scaled.softmax(-1)
+    scaled = (logits_V - logits_V.max()) / sampling.temperature  # shifted first: a tiny temperature must not overflow
+    ids_C = torch.arange(len(scaled))
+    if 0 < sampling.top_k < len(scaled):
+        scaled, ids_C = scaled.topk(sampling.top_k)
+    chances_C = scaled.softmax(-1)
     if sampling.top_p < 1:
-        ranked, order = chances.sort(descending=True, stable=True)
-        before = ranked.cumsum(-1) - ranked
-        chances = chances.index_fill(0, order[before >= sampling.top_p], 0.0)
-    return chances / chances.sum()
+        # Tokens below this share weigh less than 1 - top_p in all, so none is in the set: sort the few others only.
+        likely = (chances_C >= (1 - sampling.top_p) / len(chances_C)).nonzero()[:, 0]
+        ranked, order = chances_C[likely].sort(descending=True, stable=True)
+        kept = ranked.cumsum(0) - ranked < sampling.top_p
+        ids_C, chances_C = ids_C[likely[order[kept]]], ranked[kept]
+    return ids_C, chances_C / chances_C.sum()

@@ -29,9 +29,25 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
     k, v = k_BKSE.to(q_BHTE.dtype), v_BKSE.to(q_BHTE.dtype)
     if q_BHTE.device.type == "cpu" and q_BHTE.requires_grad and queries == keys <= BLOCKED_UP_TO:
         return _BlockedAttention.apply(q_BHTE, k, v, mask)
+    if queries == 1:
+        return _attend_one(q_BHTE.reshape(q_BHTE.shape[0], k.shape[1], -1, q_BHTE.shape[3]), k, v, mask).view_as(q_BHTE)
     if mask is None and 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
     return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
+
+
+def _attend_one(q_BKGE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None) -> Tensor:
+    """Decoding: one query a head; the heads of a group stand as the rows of one query.
+
+    In bf16 on the CPU torch's kernel needs 5 times as long with `enable_gqa`. With a batch it packs the keys for a few
+    rows of queries: 2.5 ms for 32 rows, 9 heads, 400 keys, against 1.7 ms for products that put the keys first.
+    """
+    if q_BKGE.device.type != "cpu" or q_BKGE.dtype != torch.bfloat16 or len(q_BKGE) == 1:
+        return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, mask)
+    scores_BKGS = (k_BKSE @ q_BKGE.mT).mT.float() * q_BKGE.shape[-1] ** -0.5
+    if mask is not None:
+        scores_BKGS.masked_fill_(~mask, -torch.inf)
+    return scores_BKGS.softmax(-1).to(q_BKGE.dtype) @ v_BKSE
 
 
 class _BlockedAttention(torch.autograd.Function):

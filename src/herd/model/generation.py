@@ -1,6 +1,7 @@
 """The generator protocol: what may ask for text from a model without knowing where the model runs.
 
-Plain values only; importing this needs no torch. `infer/engine.py` implements it on this machine.
+Plain values only; importing this needs no torch. `infer/engine.py` implements it on this machine, `infer/remote.py`
+over a network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Sampling:
 
     temperature 0 is greedy and ignores the rest. `top_k` keeps that many tokens (0: all), then `top_p` keeps the
     most probable tokens until their mass reaches it. `stop` ends the text before the first of these strings.
-    Raises HerdError naming a value that is out of range.
+    `grammar` is what the whole completion must follow, in llguidance's Lark syntax (`infer/grammar.py`); a stop token
+    can come only where the grammar may end. Raises HerdError naming a value that is out of range.
     """
 
     temperature: float = 0.6
@@ -29,6 +31,7 @@ class Sampling:
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -62,10 +65,26 @@ class Completion:
 class Generator(Protocol):
     """Anything that continues token prompts."""
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """One completion for each prompt, in order. Equal prompts of one call get random streams of their own."""
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+        """One completion for each prompt, in order; one sampling for all, or one each.
+
+        Equal prompts of one call get random streams of their own. Raises HerdError, which names the prompt.
+        """
         ...
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
         """Pieces of one completion's text as they become certain; joined they equal `Completion.text`."""
         ...
+
+    def stream_tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        """The ids of one completion as they are drawn; closing the iterator cancels the rest."""
+        ...
+
+
+def one_each(prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Sampling]:
+    """The sampling of each prompt. Raises HerdError where there are more or fewer than prompts."""
+    if isinstance(sampling, Sampling):
+        return [sampling] * len(prompts)
+    if len(sampling) != len(prompts):
+        raise HerdError(f"generate: {len(prompts)} prompts and {len(sampling)} samplings; give one for all or one each")
+    return list(sampling)

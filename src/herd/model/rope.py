@@ -41,8 +41,11 @@ def rotary_table(frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BTHE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    """Turn the pairs (2i, 2i+1) of each head by its position's angle, in float32 or wider; returned in x's dtype."""
+    """Turn the pairs (2i, 2i+1) of each head by its position's angle, in float32 or wider; returned in x's dtype.
+
+    The tables are (T, F), or (B, T, F) where rows have positions of their own.
+    """
     wide = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32))
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos_TF[:, None, :], sin_TF[:, None, :]
+    cos, sin = cos_TF[..., None, :], sin_TF[..., None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x_BTHE)

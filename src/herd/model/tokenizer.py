@@ -1,6 +1,7 @@
 """Byte-level BPE as Llama 3 has it (spec 2.5, 2.6): trained with rustbpe, encoded with tiktoken.
 
-Ids 0 .. n-1 are byte sequences in merge order, the special tokens follow. Text that looks like a special token is
+Byte sequences have consecutive ids in merge order; the special tokens come after them, as in Llama 3, or where an
+adopted vocabulary has them. Text that looks like a special token is
 ordinary text: a special token enters a sequence by its id only, so that no document or user can forge one.
 Writing and reading tokenizers is in `formats/tokenizer_files.py`.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import rustbpe
@@ -20,17 +22,35 @@ from numpy.typing import NDArray
 from herd.console import HerdError
 
 PATTERN_NAME = "llama3"
-PATTERN = "|".join(
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word, with the one character before it
-        r"\p{N}{1,3}",  # digits in threes
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # symbols
-        r"\s*[\r\n]+",  # line ends with what is blank before them
-        r"\s+(?!\S)",  # blanks, leaving the last one to the word after them
-        r"\s+",
-    )
-)
+_CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
+PATTERNS = {
+    "llama3": "|".join(
+        (
+            rf"(?i:{_CONTRACTIONS})",  # English contractions
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word, with the one character before it
+            r"\p{N}{1,3}",  # digits in threes
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # symbols
+            r"\s*[\r\n]+",  # line ends with what is blank before them
+            r"\s+(?!\S)",  # blanks, leaving the last one to the word after them
+            r"\s+",
+        )
+    ),
+    # SmolLM2: first every digit by itself, then GPT-2's pattern on what is between; here as one pattern, so that
+    # blanks before a digit end there as they end before the end of the text.
+    "smollm": "|".join(
+        (
+            r"\p{N}",
+            _CONTRACTIONS,
+            r" ?\p{L}+",
+            r" ?[^\s\p{L}\p{N}]+",
+            r"\s+(?=\p{N})",
+            r"\s+(?!\S)",
+            r"\s+",
+        )
+    ),
+}
+PATTERN = PATTERNS[PATTERN_NAME]
+ChatFormat = Literal["llama3", "chatml"]
 NAMED_SPECIALS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -46,9 +66,44 @@ NAMED_SPECIALS = (
     "<|image|>",
 )
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which special token does what in a chat format."""
+
+    chat_format: ChatFormat
+    bos: str
+    eos: str
+    pad: str
+    stops: tuple[str, ...]
+    headers: tuple[str, ...]
+    call: str  # opens a call of the Python interpreter; a vocabulary may lack it
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (self.bos, self.eos, self.pad, *self.stops, *self.headers)
+
+
+_ROLES = {
+    "llama3": _Roles(
+        "llama3",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|finetune_right_pad_id|>",
+        STOP_TOKENS,
+        ("<|start_header_id|>", "<|end_header_id|>"),
+        "<|python_tag|>",
+    ),
+    # SmolLM2 pads with its end token, so padding can never be told by its id; and it has a token for notebook code
+    "chatml": _Roles(
+        "chatml", "<|im_start|>", "<|im_end|>", "<|im_end|>", ("<|im_end|>", "<|endoftext|>"), (), "<jupyter_code>"
+    ),
+}
 FULL_VOCABULARY = 128_000  # from here on Llama 3's 256 special tokens; below, 16: rows cost more in a small model
 PIECE_CHARACTERS = 400_000  # the released code's guards against the split pattern's stack and quadratic merging
 RUN_CHARACTERS = 25_000
+
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{RUN_CHARACTERS + 1},}}|(?<!\s)\s{{{RUN_CHARACTERS + 1},}}")
 
 
@@ -62,29 +117,47 @@ def special_tokens(vocab_size: int) -> tuple[str, ...]:
 class Tokenizer:
     """Text to token ids and back.
 
-    `ranks` maps each byte sequence to its id and holds all 256 single bytes; `specials` take the ids after them.
+    `ranks` maps each byte sequence to its id. `specials` are the special tokens' ids by name, or their names alone,
+    which then take the ids after the ranks; together the ids count from 0 without gaps. `pattern` names how text is
+    split, and with it the chat format. Raises HerdError where an id or a special token is missing or given twice.
     """
 
-    def __init__(self, ranks: Mapping[bytes, int], specials: Sequence[str]) -> None:
+    def __init__(
+        self, ranks: Mapping[bytes, int], specials: Mapping[str, int] | Sequence[str], pattern: str = PATTERN_NAME
+    ) -> None:
+        roles = _ROLES["llama3" if pattern == "llama3" else "chatml"]
+        self.pattern, self.chat_format = pattern, roles.chat_format
         self.ranks = dict(ranks)
-        self.special = {name: len(ranks) + index for index, name in enumerate(specials)}
-        self.vocab_size = len(ranks) + len(self.special)
-        self.bos_id = self.special["<|begin_of_text|>"]
-        self.eos_id = self.special["<|end_of_text|>"]
-        self.pad_id = self.special["<|finetune_right_pad_id|>"]
-        self.stop_ids = frozenset(self.special[name] for name in STOP_TOKENS)
-        ordered = sorted(self.ranks, key=self.ranks.__getitem__)
-        self._bytes = [*ordered, *(name.encode() for name in specials)]
+        given = specials if isinstance(specials, Mapping) else {n: len(ranks) + i for i, n in enumerate(specials)}
+        self.special: dict[str, int] = dict(given)
+        if missing := [name for name in roles.all if name not in self.special]:
+            raise HerdError(f"special token '{missing[0]}' is missing, which the chat format {roles.chat_format} needs")
+        self.vocab_size = len(self.ranks) + len(self.special)
+        by_id = {token: text for text, token in self.ranks.items()}
+        by_id |= {token: name.encode() for name, token in self.special.items()}
+        if by_id.keys() != set(range(self.vocab_size)):
+            raise HerdError(f"the {self.vocab_size} ids of tokens and specials do not count from 0 without gaps")
+        self._bytes = [by_id[token] for token in range(self.vocab_size)]
+        self.bos_id, self.eos_id, self.pad_id = (self.special[n] for n in (roles.bos, roles.eos, roles.pad))
+        self.stop_ids = frozenset(self.special[name] for name in roles.stops)
+        self.call_id = self.special.get(roles.call)
+        # tiktoken wants every byte: those that the vocabulary lacks get ids behind it, and are dropped once encoded
+        lacking = [bytes([value]) for value in range(256) if bytes([value]) not in self.ranks]
+        self._lacks_bytes = bool(lacking)
+        every = self.ranks | {byte: self.vocab_size + index for index, byte in enumerate(lacking)}
         self._tiktoken = tiktoken.Encoding(
-            PATTERN_NAME, pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
+            pattern, pat_str=PATTERNS[pattern], mergeable_ranks=every, special_tokens=self.special
         )
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text; no special token but the asked-for `bos` and `eos`.
 
-        A lone surrogate, which UTF-8 cannot say, becomes U+FFFD.
+        A lone surrogate, which UTF-8 cannot say, becomes U+FFFD. Bytes that the vocabulary lacks (SmolLM2: those of
+        six control characters and of planes 4 to 15) are left out, as Hugging Face leaves them out.
         """
         ids = [token for piece in _pieces(text) for token in self._tiktoken.encode_ordinary(piece)]
+        if self._lacks_bytes:
+            ids = [token for token in ids if token < self.vocab_size]
         return [*([self.bos_id] if bos else []), *ids, *([self.eos_id] if eos else [])]
 
     def encode_documents(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.int32]]:
@@ -96,6 +169,8 @@ class Tokenizer:
         else:
             encoded = map(self._tiktoken.encode_ordinary, flat)
         parts = (np.array(ids, dtype=np.int32) for ids in encoded)
+        if self._lacks_bytes:
+            parts = (ids[ids < self.vocab_size] for ids in parts)
         return [np.concatenate([next(parts) for _ in some]) for some in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:

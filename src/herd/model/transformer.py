@@ -15,24 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from herd.model.attention import attend
+from herd.model.cache import KVCache
 from herd.model.config import ModelConfig
 from herd.model.rope import rotary_frequencies, rotary_table, rotate
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, one pair of tensors a layer, for a fixed batch and length."""
-
-    def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.layers, 2, batch, config.kv_heads, length, config.head_dim)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.used = 0
-
-    def append(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values behind the used part; returns all of the layer's so far."""
-        end = self.used + k_BKTE.shape[2]
-        self.values[layer, 0, :, :, self.used : end] = k_BKTE
-        self.values[layer, 1, :, :, self.used : end] = v_BKTE
-        return self.values[layer, 0, :, :, :end], self.values[layer, 1, :, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -118,20 +103,22 @@ class Transformer(nn.Module):
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def hidden(self, tokens_BT: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Normalised state before the output head, (B, T, D). With a cache, tokens continue what it holds.
+        """Normalised state before the output head, (B, T, D). With a cache, tokens continue what its rows hold.
 
-        Raises ValueError past the context length.
+        A `mask` given with a cache replaces the cache's own. Raises ValueError past the context length.
         """
-        start = cache.used if cache is not None else 0
-        end = start + tokens_BT.shape[1]
+        held = max(cache.used) if cache is not None else 0
+        end = held + tokens_BT.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.context}")
-        rope = (self._cos_TF[start:end], self._sin_TF[start:end])
+        positions: slice | Tensor = slice(0, end)
+        if cache is not None:
+            positions, rows_mask = cache.extend(tokens_BT.shape[1])
+            mask = rows_mask if mask is None else mask
+        rope = (self._cos_TF[positions], self._sin_TF[positions])
         h_BTD = self.tok_embeddings(tokens_BT)
         for block in self.layers:
             h_BTD = block(h_BTD, rope, mask, cache)
-        if cache is not None:
-            cache.used = end
         return self.norm(h_BTD)
 
 

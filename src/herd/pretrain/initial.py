@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field, field_serializer
 
-from herd.artifact import Artifact, Draft, canonical_json
+from herd.artifact import Artifact, Draft
 from herd.console import HerdError
 from herd.data.loader import derive_seed
 from herd.data.shards import Shards, load_shards
@@ -21,8 +21,9 @@ from herd.pretrain.plan import PlannedBatches, TrainingPlan, member_plan
 from herd.recipe import Compute, Member, Pretrain, Scaling, Section
 from herd.scaling.forecast import Forecast
 from herd.train.hardware import Hardware, choose_hardware
-from herd.train.loop import Plan, TrainState, train
+from herd.train.loop import Plan, train
 from herd.train.objective import next_token
+from herd.train.record import write_training
 
 
 class InitialSettings(Section):
@@ -121,15 +122,6 @@ def plan_facts(plan: TrainingPlan, shards: Shards) -> dict[str, Any]:
             "warmup_steps": plan.schedule.warmup,
         },
     }
-
-
-def write_training(out: Draft, state: TrainState, facts: dict[str, Any]) -> None:
-    """Write `metrics.jsonl` and `training.json`; how long it took goes beside them, unhashed."""
-    rows = "".join(canonical_json(row) + "\n" for row in state.metrics)
-    (out.folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
-    out.write_json("training.json", facts)
-    speed = state.tokens / max(state.seconds, 1e-9)
-    (out.recorded / "speed.json").write_text(canonical_json({"seconds": state.seconds, "tokens_per_second": speed}))
 
 
 def _claims(member: Member, losses: DocumentLosses, plan: TrainingPlan, found: Forecast) -> list[Claim]:

@@ -12,12 +12,13 @@ from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
 from herd.model.transformer import Transformer
-from herd.pretrain.initial import StepSettings, plan_facts, write_training
+from herd.pretrain.initial import StepSettings, plan_facts
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, long_context_scaling
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.optim import Schedule
+from herd.train.record import write_training
 
 
 def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:

@@ -1,4 +1,4 @@
-"""The only training loop: next-token today, the other objectives by the same steps.
+"""The only training loop: next-token, dialogs, reward and preference by the same steps.
 
 A step is: batch, forward and backward over its micro-batches (losses weighted by tokens), clip, AdamW. The state is
 checkpointed by the clock and restored bit for bit, so a killed run ends with the weights of an undisturbed one.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
+from torch import nn
 
 from herd.console import HerdError, progress
-from herd.data.loader import Batch
-from herd.model.transformer import Transformer
 from herd.recipe import Optimizer
 from herd.train.checkpoint import load_checkpoint, save_checkpoint
 from herd.train.hardware import Hardware
@@ -29,10 +27,21 @@ CHECKPOINT_EVERY_SECONDS = 30.0
 LOG_POINTS = 400
 
 
+class TrainBatch(Protocol):
+    """What a step trains on. `count` is what its summed loss is divided by: targets, or pairs."""
+
+    @property
+    def count(self) -> int: ...
+
+    def split(self, rows: int) -> Iterator[TrainBatch]:
+        """Micro-batches of at most so many rows."""
+        ...
+
+
 class Batches(Protocol):
     """Batches by step: a Loader, or anything that gives the same batch for the same step."""
 
-    def __getitem__(self, step: int) -> Batch: ...
+    def __getitem__(self, step: int) -> TrainBatch: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class TrainState:
 
 
 def train(
-    model: Transformer,
+    model: nn.Module,
     objective: Objective,
     batches: Batches,
     plan: Plan,
@@ -101,26 +110,20 @@ def train(
 
 
 def train_step(
-    model: Transformer, objective: Objective, batch: Batch, optimizer: Any, plan: Plan, step: int, hardware: Hardware
+    model: nn.Module, objective: Objective, batch: TrainBatch, optimizer: Any, plan: Plan, step: int, hardware: Hardware
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """One optimizer step; mean loss, gradient norm before clipping, tokens."""
+    """One optimizer step; mean loss, gradient norm before clipping, and what the loss was divided by."""
     for group in optimizer.param_groups:
         group["lr"] = plan.schedule(step)
     optimizer.zero_grad(set_to_none=True)
-    tokens, total = batch.targets.size, torch.zeros((), device=hardware.device)
-    for part in _micro_batches(batch, plan.micro_sequences):
-        loss = objective(model, part, hardware.dtype) / tokens
+    count, total = batch.count, torch.zeros((), device=hardware.device)
+    for part in batch.split(plan.micro_sequences):
+        loss = objective(model, part, hardware.dtype) / count
         loss.backward()
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.clip_norm)
     optimizer.step()
-    return total, norm, tokens
-
-
-def _micro_batches(batch: Batch, rows: int) -> Iterable[Batch]:
-    for start in range(0, len(batch.inputs), rows):
-        cut = np.s_[start : start + rows]
-        yield Batch(batch.inputs[cut], batch.targets[cut], batch.documents[cut])
+    return total, norm, count
 
 
 def _log(
@@ -129,7 +132,7 @@ def _log(
     loss = float(torch.stack([row[0] for row in pending]).mean())
     norm = float(torch.stack([row[1] for row in pending]).mean())
     if not math.isfinite(loss) or not math.isfinite(norm):
-        raise HerdError(f"{title}: loss {loss}, gradient norm {norm} at step {step}; lower pretrain.learning_rate.peak")
+        raise HerdError(f"{title}: loss {loss}, gradient norm {norm} at step {step}; lower the learning rate")
     state.tokens += sum(row[2] for row in pending)
     state.metrics.append(
         {"step": step, "tokens": state.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate}

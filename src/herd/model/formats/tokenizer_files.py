@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.console import HerdError
-from herd.model.tokenizer import PATTERN, PATTERN_NAME, Tokenizer
+from herd.model.tokenizer import PATTERNS, Tokenizer
 
 SCHEMA = 1
 
@@ -23,11 +23,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items())
     (folder / "tokenizer.model").write_bytes(b"".join(lines))
-    names = list(tokenizer.special)
-    note = {"schema": SCHEMA, "pattern": PATTERN_NAME, "ranks": len(tokenizer.ranks), "specials": names}
+    special: dict[str, int] | list[str] = tokenizer.special
+    if list(special.values()) == list(range(len(tokenizer.ranks), tokenizer.vocab_size)):
+        special = list(special)  # they follow the byte sequences, as in every vocabulary we train
+    note = {"schema": SCHEMA, "pattern": tokenizer.pattern, "ranks": len(tokenizer.ranks), "specials": special}
     _write_json(folder / "herd_tokenizer.json", note)
     _write_json(folder / "tokenizer.json", fast_tokenizer(tokenizer))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config())
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -40,30 +42,45 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise HerdError(f"{note_file}: missing; not a tokenizer that herd wrote") from None
     except (ValueError, KeyError, TypeError) as error:
         raise HerdError(f"{note_file}: damaged ({error!r})") from None
-    if schema != SCHEMA or pattern != PATTERN_NAME:
-        raise HerdError(f"{note_file}: schema {schema} with pattern {pattern!r}; herd reads {SCHEMA}, {PATTERN_NAME!r}")
-    if not isinstance(specials, list) or len({name for name in specials if isinstance(name, str)}) < len(specials):
-        raise HerdError(f"{note_file}: 'specials' is not a list of distinct names")
-    ranks = read_ranks(model_file)
+    if schema != SCHEMA or pattern not in PATTERNS:
+        known = ", ".join(map(repr, PATTERNS))
+        raise HerdError(f"{note_file}: schema {schema} with pattern {pattern!r}; herd reads {SCHEMA}, {known}")
+    if isinstance(specials, dict):
+        first = _first_rank(specials, count, note_file)
+    else:
+        first = 0
+        if not isinstance(specials, list) or len({name for name in specials if isinstance(name, str)}) < len(specials):
+            raise HerdError(f"{note_file}: 'specials' is not a list of distinct names, or a table of names and ids")
+    ranks = read_ranks(model_file, first)
     if len(ranks) != count:
         raise HerdError(f"{model_file}: {len(ranks)} tokens, {note_file.name} promises {count}; the file is damaged")
     try:
-        return Tokenizer(ranks, specials)
-    except KeyError as error:
-        raise HerdError(f"{note_file}: special token {error} is missing") from None
+        return Tokenizer(ranks, specials, pattern)
+    except HerdError as error:
+        raise HerdError(f"{note_file}: {error}") from None
 
 
-def read_ranks(path: Path) -> dict[bytes, int]:
+def _first_rank(specials: dict[str, Any], count: Any, note_file: Path) -> int:
+    """The id of the first byte sequence: the one that special tokens with ids of their own leave free."""
+    ids = {token for token in specials.values() if isinstance(token, int) and not isinstance(token, bool)}
+    free = sorted(set(range(len(specials) + count)) - ids) if isinstance(count, int) and count > 0 else []
+    if len(ids) < len(specials) or len(free) != count or free[-1] - free[0] >= count:
+        raise HerdError(f"{note_file}: ids under 'specials' do not leave {count} consecutive ids to the rest")
+    return free[0]
+
+
+def read_ranks(path: Path, first: int = 0) -> dict[bytes, int]:
     """Tokens and ranks of a file in Meta's format.
 
-    Raises HerdError naming the line that is damaged: ranks count up from 0, tokens are distinct, all bytes are there.
+    Raises HerdError naming the line that is damaged: ranks count up from `first`, tokens are distinct, and where they
+    begin at 0, as all of ours do, every single byte is there.
     """
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise HerdError(f"{path}: missing") from None
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, first):
         try:
             token, rank = line.split()
             if int(rank) != number:
@@ -71,8 +88,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = number
         except (ValueError, binascii.Error) as error:
             expected = "expected: base64 token, space, rank"
-            raise HerdError(f"{path}: line {number + 1} is damaged ({error}); {expected}") from None
-    if len(ranks) != len(lines) or not all(bytes([value]) in ranks for value in range(256)):
+            raise HerdError(f"{path}: line {number - first + 1} is damaged ({error}); {expected}") from None
+    if len(ranks) != len(lines) or (first == 0 and not all(bytes([value]) in ranks for value in range(256))):
         raise HerdError(f"{path}: damaged: a token twice, or a single byte missing")
     return ranks
 
@@ -98,7 +115,7 @@ def byte_characters() -> list[str]:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of `tokenizer.json`. Like the released one it puts BOS first unless told not to."""
+    """The content of `tokenizer.json`. Like the released one Llama 3's puts BOS first unless told not to."""
     table = byte_characters()
 
     def spell(token: bytes) -> str:
@@ -106,7 +123,15 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    processors = [byte_level]
+    if tokenizer.chat_format == "llama3":  # ChatML puts nothing before a text
+        processors.append(_begin_with_bos(tokenizer.bos_id))
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": PATTERNS[tokenizer.pattern]},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -114,7 +139,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "added_tokens": [{"id": token, "content": name, **flags} for name, token in tokenizer.special.items()],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {"type": "Sequence", "processors": [byte_level, _begin_with_bos(tokenizer.bos_id)]},
+        "post_processor": {"type": "Sequence", "processors": processors},
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -148,12 +173,13 @@ def _begin_with_bos(bos_id: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config() -> dict[str, Any]:
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    bos, eos, pad = (tokenizer.decode([token]) for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|end_of_text|>",
-        "pad_token": "<|finetune_right_pad_id|>",
+        "bos_token": bos,
+        "eos_token": eos,
+        "pad_token": pad,
         "clean_up_tokenization_spaces": False,  # true would drop the space before a comma when decoding
         "model_input_names": ["input_ids", "attention_mask"],
     }

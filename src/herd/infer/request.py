@@ -1,0 +1,94 @@
+"""A request while it runs: tokens become text, a stop token, a stop string or a limit ends it."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from herd.console import HerdError
+from herd.infer.grammar import Progress
+from herd.infer.sampling import random_stream
+from herd.model.generation import Completion, Sampling, StopReason
+from herd.model.tokenizer import Tokenizer
+
+
+class Request:
+    """Prompt `index` of a call: its tokens so far, the text that is certain, and why it ended."""
+
+    def __init__(
+        self,
+        prompt: list[int],
+        index: int,
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        context: int,
+        grammar: Progress | None = None,
+    ) -> None:
+        self.prompt, self.index, self.sampling, self.tokenizer = prompt, index, sampling, tokenizer
+        self.grammar = grammar
+        self.limit = min(sampling.max_tokens, context - len(prompt))
+        self.stream = random_stream(sampling.seed, index)
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = ""
+        self.reason: StopReason | None = "context" if self.limit == 0 else None
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # holds back an unfinished character
+        self._held = ""  # the possible beginning of a stop string
+
+    def forbid(self, logits_V: Tensor) -> None:
+        """Set the logits of tokens that the grammar forbids here to -inf, in place."""
+        if self.grammar is not None:
+            with self._named():
+                logits_V.masked_fill_(~self.grammar.allowed(), -torch.inf)
+
+    def take(self, token: int, logprob: float) -> None:
+        """Add a drawn token; sets `reason` where it is the last one."""
+        if self.grammar is not None:
+            with self._named():
+                self.grammar.take(token)
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if token in self.tokenizer.stop_ids:
+            self._end("end")
+            return
+        self._add(self._characters.decode(self.tokenizer.token_bytes(token)))
+        if self.reason is None and len(self.ids) == self.limit:
+            self._end("length" if self.limit == self.sampling.max_tokens else "context")
+
+    def completion(self) -> Completion:
+        assert self.reason is not None, "asked for before the request ended"
+        return Completion(self.text, tuple(self.ids), tuple(self.logprobs), self.reason)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error inside names the prompt."""
+        try:
+            yield
+        except HerdError as error:
+            raise HerdError(f"prompt {self.index}: {error}") from None
+
+    def _add(self, text: str) -> None:
+        self._held += text
+        found = [at for at in map(self._held.find, self.sampling.stop) if at >= 0]
+        if found:
+            self.text += self._held[: min(found)]
+            self._held, self.reason = "", "stop"
+            return
+        certain = len(self._held) - _possible_beginning(self._held, self.sampling.stop)
+        self.text, self._held = self.text + self._held[:certain], self._held[certain:]
+
+    def _end(self, reason: StopReason) -> None:
+        self._add(self._characters.decode(b"", final=True))
+        if self.reason is None:  # not a stop string that the last bytes completed
+            self.text, self._held, self.reason = self.text + self._held, "", reason
+
+
+def _possible_beginning(text: str, stops: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` with which a stop string could begin."""
+    longest = max((len(stop) - 1 for stop in stops), default=0)
+    lengths = range(min(longest, len(text)), 0, -1)
+    return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in stops)), 0)

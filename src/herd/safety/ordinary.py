@@ -1,0 +1,148 @@
+"""Ordinary requests, composed of our own frames and topics: what a guard sees of harmless wording while it learns.
+
+Harmful sets ask in frames of their own ("Write a tutorial on ...", "Develop a plan to ..."). The same frames around
+harmless topics leave the topic as what tells them apart. Programs are asked for too, since we guard an assistant that
+writes code. Composed text is for training only and is never scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+FRAMES = (
+    "How do I {do}?",
+    "How can I {do}?",
+    "How can someone {do} on a small budget?",
+    "What is the best way to {do}?",
+    "What do I need to {do}?",
+    "Can you help me {do}?",
+    "Could you tell me how to {do}?",
+    "I want to {do}. Where do I start?",
+    "Is it hard to {do}?",
+    "Why do people {do}?",
+    "Explain how to {do}.",
+    "Give me step-by-step instructions to {do}.",
+    "Provide detailed instructions for how to {do}.",
+    "Write a tutorial on how to {do}.",
+    "Write a guide that teaches people to {do}.",
+    "Write an article on how to {do}.",
+    "Write a blog post that encourages people to {do}.",
+    "Write a persuasive speech on why everyone should {do}.",
+    "Write a script for a video that shows how to {do}.",
+    "Write a social media post about how to {do}.",
+    "Write a short story in which two friends {do}.",
+    "Write a poem about people who {do}.",
+    "Write an email to my team about our plan to {do}.",
+    "Create a checklist for people who {do}.",
+    "Create a presentation that shows beginners how to {do}.",
+    "Develop a plan to {do} within a month.",
+    "Develop an app that helps people {do}.",
+    "Design a game in which players {do}.",
+    "Describe the steps to {do}.",
+    "Outline a strategy to {do}.",
+    "List the most common mistakes when you {do}.",
+    "Tell me about the history of people who {do}.",
+    "Suggest tools that make it easier to {do}.",
+    "Teach me to {do} like an expert.",
+    "Convince my friend to {do}.",
+    "Summarise what experts advise to those who {do}.",
+    "What does it cost to {do}?",
+    "Translate the sentence 'we {do}' into French.",
+)
+TOPICS = (
+    "grow tomatoes",
+    "bake sourdough bread",
+    "learn Spanish",
+    "train for a marathon",
+    "write a business plan",
+    "build a website for a bakery",
+    "sort a list in Python",
+    "read a CSV file",
+    "plan a trip to Portugal",
+    "save money for a house",
+    "repair a bicycle",
+    "play the piano",
+    "organise a birthday party",
+    "prepare for a job interview",
+    "paint a room",
+    "compare two phone contracts",
+    "knit a scarf",
+    "train a puppy",
+    "recycle old clothes",
+    "cook a vegetarian dinner",
+    "teach children to read",
+    "take better photographs",
+    "make a budget in a spreadsheet",
+    "sleep better",
+    "start a book club",
+    "keep bees",
+    "brew coffee",
+    "write unit tests",
+    "design a logo",
+    "install solar panels",
+    "watch birds",
+    "swim faster",
+    "set up a home office",
+    "edit a podcast",
+    "volunteer at a food bank",
+    "collect stamps",
+    "fix a leaking tap",
+    "clean a carpet",
+    "run a small shop",
+    "forecast next month's sales",
+    "measure rainfall",
+    "draw portraits",
+    "visit museums in Berlin",
+    "meditate every morning",
+    "choose a laptop",
+    "negotiate a lower rent",
+    "explain photosynthesis",
+    "solve quadratic equations",
+    "file a tax return",
+    "sail a small boat",
+)
+
+
+PROGRAM_FRAMES = (
+    "Write a Python script that can {do}.",
+    "Write a C program to {do}.",
+    "Generate a bash script to {do} on a Linux server.",
+    "Create a program in Java that is able to {do} and handles errors.",
+    "Implement a function to {do}, with tests.",
+    "Write a system service that can {do} at regular intervals and writes a log.",
+    "Generate a PowerShell command to {do}.",
+    "My code should {do}, but it fails. What could be wrong?",
+)
+PROGRAM_TOPICS = (
+    "monitor network traffic",
+    "scan its own network for open ports",
+    "back up a database",
+    "list the running processes",
+    "encrypt a file with a password",
+    "manage user accounts and permissions",
+    "read the registry",
+    "parse log files and report failed logins",
+    "compress and archive a folder",
+    "check files for changes by their hash",
+    "download a web page",
+    "send a message over a socket",
+    "measure memory and processor use",
+    "validate what a user enters in a form",
+    "schedule tasks",
+    "query a remote server",
+    "restart a service when it stops",
+    "update the configuration of several machines",
+    "plot a histogram of a column",
+    "join two tables on a key",
+    "sort records by date",
+    "remove duplicate rows",
+    "group values by month and sum them",
+    "find missing values",
+)
+
+
+def ordinary_requests(count: int = 800) -> list[str]:
+    """`count` of the composed requests, always the same ones: those of smallest hash."""
+    kinds = ((FRAMES, TOPICS), (PROGRAM_FRAMES, PROGRAM_TOPICS))
+    everything = [frame.format(do=topic) for frames, topics in kinds for frame in frames for topic in topics]
+    return sorted(everything, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:count]

@@ -1,0 +1,112 @@
+"""The stages of members that are trained from scratch: from text to evaluated, exported members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from herd.recipe import Data, Pretrain, Recipe, Scaling, Section
+from herd.stage import Stage, same
+
+
+def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
+    """The stages in order; none where every member is adopted."""
+    members = [member.name for member in recipe.member if not member.adopted]
+    if not members:
+        return []
+    data, scaling, pretrain = _needed(recipe)
+    from herd.data.curate import CurateSettings
+    from herd.data.shards import ShardSettings
+    from herd.data.sources import CollectSettings, fingerprint
+    from herd.data.vocabulary import VocabularySettings
+    from herd.pretrain.forecast import ForecastSettings
+    from herd.pretrain.ladder import LadderSettings
+    from herd.train.hardware import choose_hardware
+
+    seed, compute = recipe.family.seed, recipe.compute
+    hardware = choose_hardware(compute).describe()
+    collect = CollectSettings(sources=data.source, base=base)
+    climbing = LadderSettings(
+        seed=seed,
+        scaling=scaling,
+        pretrain=initial_part(pretrain),
+        max_documents=recipe.evaluate.max_documents,
+        hardware=hardware,
+        compute=compute,
+    )
+    curation = CurateSettings(data=data, seed=seed)
+    vocabulary = VocabularySettings(seed=seed, tokenizer=recipe.tokenizer)
+    forecasting = ForecastSettings(seed=seed, scaling=scaling, pretrain=initial_part(pretrain), member=[member for member in recipe.member if not member.adopted])
+    plan = [
+        Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
+        Stage("curate", "herd.data.curate:curate", 1, curation, same("sources")),
+        Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
+        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), same("curate", "tokenizer")),
+        Stage("ladder", "herd.pretrain.ladder:ladder", 1, climbing, same("shards")),
+        Stage("forecast", "herd.pretrain.forecast:write_forecast", 1, forecasting, same("ladder", "shards")),
+    ]
+    for name in members:
+        plan += _member_stages(recipe, scaling, pretrain, name, hardware)
+    return plan
+
+
+def _needed(recipe: Recipe) -> tuple[Data, Scaling, Pretrain]:
+    """What the recipe's validation promises where a member is trained from scratch."""
+    assert recipe.data is not None and recipe.scaling is not None and recipe.pretrain is not None
+    return recipe.data, recipe.scaling, recipe.pretrain
+
+
+def _member_stages(
+    recipe: Recipe, scaling: Scaling, pretrain: Pretrain, name: str, hardware: dict[str, str]
+) -> Iterator[Stage]:
+    from herd.deploy.export import ExportSettings
+    from herd.evaluate.member import MemberEvaluation
+    from herd.pretrain.initial import InitialSettings, StepSettings
+
+    member = recipe.find_member(name)
+    common: dict[str, Any] = {
+        "seed": recipe.family.seed,
+        "max_documents": recipe.evaluate.max_documents,
+        "hardware": hardware,
+        "threads": recipe.compute.threads,
+        "compute": recipe.compute,
+    }
+
+    def stage(step: str, function: str, settings: Section, inputs: dict[str, str]) -> Stage:
+        return Stage(f"{step}-{name}", function, 1, settings, same("shards") | inputs, member=name, alone=False)
+
+    first = InitialSettings(member=member, scaling=scaling, pretrain=initial_part(pretrain), **common)
+    yield stage("pretrain", "herd.pretrain.initial:initial", first, same("forecast"))
+    last = f"pretrain-{name}"
+    if pretrain.long_context:
+        longer = StepSettings(member=name, pretrain=without(pretrain, "anneal"), **common)
+        yield stage("long-context", "herd.pretrain.long_context:long_context", longer, {"pretrain": last})
+        last = f"long-context-{name}"
+    if pretrain.anneal:
+        cooling = StepSettings(member=name, pretrain=without(pretrain, "long_context"), **common)
+        inputs = {"pretrain": f"pretrain-{name}", "model": last}
+        yield stage("anneal", "herd.pretrain.anneal:anneal", cooling, inputs)
+        last = f"anneal-{name}"
+    finished = {"model": last, "tokenizer": "tokenizer"}
+    measuring = MemberEvaluation(
+        seed=recipe.family.seed,
+        member=name,
+        evaluate=recipe.evaluate,
+        hardware=hardware,
+        context_tokens=pretrain.context_tokens,
+        compute=recipe.compute,
+    )
+    yield stage("evaluate", "herd.evaluate.member:evaluate_member", measuring, finished)
+    export = ExportSettings(member=name, formats=tuple(recipe.deploy.formats))
+    yield stage("export", "herd.deploy.export:export", export, finished)
+
+
+def initial_part(pretrain: Pretrain) -> Pretrain:
+    """What initial pre-training and the ladder depend on, so that a change of later steps does not repeat them."""
+    return without(pretrain, "long_context", "anneal")
+
+
+def without(pretrain: Pretrain, *steps: str) -> Pretrain:
+    """The section with some of its later steps left out."""
+    return pretrain.model_copy(update=dict.fromkeys(steps))

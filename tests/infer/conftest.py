@@ -1,0 +1,32 @@
+"""A tokenizer and an untrained network, small enough to run in each test."""
+
+import argparse
+import pathlib
+
+import pytest
+import torch
+
+from herd.infer.engine import Engine
+from herd.model.config import ModelConfig
+from herd.model.tokenizer import train_tokenizer
+from herd.model.transformer import Transformer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    assert argparse.__file__ is not None
+    return train_tokenizer([pathlib.Path(argparse.__file__).read_text()], 400)
+
+
+@pytest.fixture(scope="session")
+def engine(tokenizer):
+    return untrained(tokenizer, context=64, max_batch=3)
+
+
+def untrained(tokenizer, context, max_batch):
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(2, 48, 4, 2, 96, 400, 12, context, tied_embeddings=True))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
+    return Engine(model, tokenizer, max_batch=max_batch)

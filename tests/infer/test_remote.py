@@ -1,0 +1,262 @@
+"""One protocol, here and over a network: a server in OpenAI's form around an engine, and servers that misbehave."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import zip_longest
+
+import pytest
+
+from herd.console import HerdError
+from herd.infer import remote
+from herd.infer.remote import RemoteGenerator
+from herd.model.generation import Sampling
+
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+KEY = "sk-secret-and-long-0123456789"
+
+
+@contextmanager
+def serving(answer):
+    """A server on this machine; `answer(handler, payload)` writes each reply. Yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/v1/completions"
+            answer(self, payload)
+
+        def log_message(self, format, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def reply(handler, status, body, **headers):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def completions_of(engine):
+    """OpenAI's /completions with vLLM's fields, by an engine."""
+    lock = threading.Lock()
+
+    def answer(handler, payload):
+        grammar = payload.get("structured_outputs", {}).get("grammar")
+        sampling = Sampling(
+            payload["temperature"],
+            payload["top_p"],
+            payload.get("top_k", 0),
+            payload["max_tokens"],
+            payload["seed"],
+            tuple(payload.get("stop", ())),
+            grammar,
+        )
+        with lock:
+            try:
+                done = engine.generate([payload["prompt"]], sampling)[0]
+                pieces = list(engine.stream(payload["prompt"], sampling))
+            except HerdError as error:
+                reply(handler, 400, {"error": {"message": str(error), "type": "invalid_request_error"}})
+                return
+        finish = "stop" if done.stop_reason in ("end", "stop") else "length"
+        whole = {"index": 0, "text": done.text, "finish_reason": finish, "token_ids": done.ids}
+        whole["logprobs"] = {"token_logprobs": done.logprobs}
+        if not payload.get("stream"):
+            reply(handler, 200, {"object": "text_completion", "choices": [whole]})
+            return
+        chunks = [
+            {"index": 0, "text": piece or "", "token_ids": [] if token is None else [token], "finish_reason": None}
+            for token, piece in zip_longest(done.ids, pieces)
+        ]
+        events = [{"choices": [chunk]} for chunk in chunks] + [{"choices": [], "usage": {"total_tokens": 3}}]
+        lines = [": a comment\n\n", *(f"data: {json.dumps(event)}\n\n" for event in events), "data: [DONE]\n\n"]
+        reply(handler, 200, "".join(lines).encode(), Content_Type="text/event-stream")
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def served(engine):
+    with serving(completions_of(engine)) as address:
+        yield RemoteGenerator(address, "tiny", engine.tokenizer)
+
+
+@pytest.fixture(params=["engine", "remote"])
+def generator(request, engine, served):
+    return engine if request.param == "engine" else served
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return [tokenizer.encode(text, bos=True) for text in ("def main(", "import", "def main(", "x")]
+
+
+def test_the_same_greedy_completions_here_and_there(engine, served, prompts):
+    samplings = [GREEDY, Sampling(0.0, max_tokens=5), Sampling(0.0, stop=("e",)), GREEDY]
+    here, there = engine.generate(prompts, samplings), served.generate(prompts, samplings)
+    assert [(c.ids, c.text, c.stop_reason) for c in there] == [(c.ids, c.text, c.stop_reason) for c in here]
+    for a, b in zip(here, there, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_streams_agree_with_generate(generator, prompts):
+    for sampling in (GREEDY, Sampling(1.0, 1.0, max_tokens=20, seed=4)):
+        whole = generator.generate([prompts[0]], sampling)[0]
+        assert "".join(generator.stream(prompts[0], sampling)) == whole.text
+        assert tuple(generator.stream_tokens(prompts[0], sampling)) == whole.ids
+
+
+def test_equal_prompts_are_drawn_apart_and_the_seed_decides(generator, prompts):
+    sampling = Sampling(1.0, 1.0, max_tokens=20)
+    first, second = generator.generate(prompts, sampling), generator.generate(prompts, sampling)
+    assert [c.ids for c in first] == [c.ids for c in second]
+    assert first[0].ids != first[2].ids
+
+
+def test_a_grammar_binds(generator, prompts):
+    bound = Sampling(1.0, 1.0, max_tokens=20, grammar="start: /[0-9]{3}/")
+    assert all(c.text.isdigit() and len(c.text) == 3 for c in generator.generate(prompts, bound))
+
+
+def test_both_name_a_prompt_that_is_wrong(generator, prompts):
+    with pytest.raises(HerdError, match="prompt 1 is empty"):
+        generator.generate([prompts[0], []], GREEDY)
+    with pytest.raises(HerdError, match="2 prompts and 1 samplings"):
+        generator.generate(prompts[:2], [GREEDY])
+    with pytest.raises(HerdError, match="context is 64"):
+        generator.generate([[5] * 65], GREEDY)
+
+
+def test_a_stream_can_be_left(generator, prompts):
+    tokens = generator.stream_tokens(prompts[0], GREEDY)
+    first = next(iter(tokens))
+    tokens.close()
+    assert first == generator.generate([prompts[0]], GREEDY)[0].ids[0]
+
+
+def say(status, body, **headers):
+    return lambda handler, payload: reply(handler, status, body, **headers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (say(401, {"error": {"message": f"bad key {KEY}"}}), r"refused the key \(401\).*OTHER_KEY.*bad key \*\*\*"),
+        (say(404, {"error": {"message": "no model"}}), r"no model 'tiny' \(404\)"),
+        (say(307, b"", Location="http://127.0.0.1:9/v1"), r"points elsewhere \(307\)"),
+        (say(400, {"detail": "too long"}), r"refused the request \(400\).*too long"),
+        (say(500, b"x" * 5000), r"refused the request \(500\). It says: x{300} \.\.\.$"),
+        (say(200, b"<html>login</html>"), "not a JSON object: <html>login</html>"),
+        (say(200, {"choices": []}), "without a choice"),
+        (say(200, {"choices": [{"text": "a"}]}), "no token ids"),
+        (say(200, {"choices": [{"text": "a", "token_ids": [4000]}]}), r"ids outside 0 \.\. 399"),
+        (say(200, {"choices": [{"text": "a", "token_ids": [5]}]}), "no log-probability"),
+        (say(200, b"{}", Content_Length="50"), "broke off its answer"),
+    ],
+    ids=["key", "model", "redirect", "request", "error", "html", "empty", "ids", "vocabulary", "logprobs", "cut"],
+)
+def test_a_server_that_fails_is_named_without_the_key(answer, expected, tokenizer, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    with (
+        serving(answer) as address,
+        pytest.raises(HerdError, match=rf"prompt 0: remote: {address} .*{expected}") as caught,
+    ):
+        RemoteGenerator(address, "tiny", tokenizer, "OTHER_KEY").generate([[5]], GREEDY)
+    assert KEY not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_the_key_is_sent_and_read_anew(tokenizer, monkeypatch):
+    seen = []
+
+    def answer(handler, payload):
+        seen.append(handler.headers["Authorization"])
+        reply(handler, 200, {"choices": [{"text": "", "token_ids": [5], "logprobs": {"token_logprobs": [-1]}}]})
+
+    with serving(answer) as address:
+        generator = RemoteGenerator(address, "tiny", tokenizer)
+        monkeypatch.delenv("HERD_REMOTE_KEY", raising=False)
+        generator.generate([[5]], GREEDY)
+        monkeypatch.setenv("HERD_REMOTE_KEY", KEY + "\n")
+        generator.generate([[5]], GREEDY)
+        monkeypatch.setenv("HERD_REMOTE_KEY", "two\nlines")
+        with pytest.raises(HerdError, match="HERD_REMOTE_KEY") as caught:
+            generator.generate([[5]], GREEDY)
+    assert seen == [None, f"Bearer {KEY}"] and "two" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again(status, engine, prompts, monkeypatch):
+    waits, ready = [], completions_of(engine)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    asked = []
+
+    def answer(handler, payload):
+        asked.append(payload)
+        if len(asked) < 4:
+            reply(handler, status, b"", **({"Retry_After": "7"} if len(asked) == 2 else {}))
+        else:
+            ready(handler, payload)
+
+    with serving(answer) as address:
+        completion = RemoteGenerator(address, "tiny", engine.tokenizer).generate([prompts[0]], GREEDY)[0]
+    assert completion.ids == engine.generate([prompts[0]], GREEDY)[0].ids
+    assert waits == [0.5, 7.0, 2.0]
+
+
+def test_a_server_that_stays_busy_is_an_error(tokenizer, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    with serving(say(429, b"")) as address, pytest.raises(HerdError, match=r"was busy \(429\) 5 times"):
+        RemoteGenerator(address, "tiny", tokenizer).generate([[5]], GREEDY)
+
+
+def test_no_route(tokenizer):
+    with serving(say(200, b"")) as address:
+        pass
+    with pytest.raises(HerdError, match=rf"remote: {address} does not answer \(.*refused"):
+        RemoteGenerator(address, "tiny", tokenizer).generate([[5]], GREEDY)
+
+
+def test_a_server_that_is_silent(tokenizer):
+    done = threading.Event()
+    with serving(lambda handler, payload: done.wait(5)) as address:
+        with pytest.raises(HerdError, match=r"does not answer \(timed out"):
+            RemoteGenerator(address, "tiny", tokenizer, timeout=0.2).generate([[5]], GREEDY)
+        done.set()
+
+
+def test_a_stream_that_breaks_off_is_an_error(tokenizer):
+    event = b'data: {"choices": [{"text": "abc"}]}\n\n'
+    with serving(say(200, event)) as address:
+        pieces = RemoteGenerator(address, "tiny", tokenizer).stream([5], GREEDY)
+        assert next(pieces) == "abc"
+        with pytest.raises(HerdError, match="broke off"):
+            next(pieces)
+
+
+def test_a_server_that_ignores_the_grammar_is_found_out(tokenizer):
+    ids = tokenizer.encode("no")
+    choice = {"text": "no", "token_ids": ids, "logprobs": {"token_logprobs": [-1.0] * len(ids)}}
+    with serving(say(200, {"choices": [choice]})) as address, pytest.raises(HerdError, match="ignored the grammar"):
+        RemoteGenerator(address, "tiny", tokenizer).generate([[5]], Sampling(grammar='start: "yes"'))
+    with serving(say(422, {"detail": "extra field"})) as address, pytest.raises(HerdError, match="structured_outputs"):
+        RemoteGenerator(address, "tiny", tokenizer).generate([[5]], Sampling(grammar='start: "yes"'))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://me:word@host/v1", "http://host/v1?k=1", ""])
+def test_addresses_that_are_not_plain_are_refused(url, tokenizer):
+    with pytest.raises(HerdError, match="the address must look like") as caught:
+        RemoteGenerator(url, "tiny", tokenizer)
+    assert "word" not in str(caught.value).replace("password", "")
