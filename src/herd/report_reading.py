@@ -51,10 +51,23 @@ class Run:
 
     @property
     def members(self) -> list[str]:
-        """Members of the recipe, then trained ones that the recipe no longer names."""
-        named = [m.name for m in self.recipe.member] if self.recipe else []
-        trained = [s.removeprefix("pretrain-") for s in self.artifacts if s.startswith("pretrain-")]
-        return list(dict.fromkeys(named + trained))
+        """Members from scratch: of the recipe, then trained ones that the recipe no longer names."""
+        named = [m.name for m in self.recipe.member if not m.adopted] if self.recipe else []
+        return list(dict.fromkeys(named + self._made("pretrain-")))
+
+    @property
+    def adopted(self) -> list[str]:
+        """Members of somebody else's weights: of the recipe, then those that the recipe no longer names."""
+        named = [m.name for m in self.recipe.member if m.adopted] if self.recipe else []
+        return list(dict.fromkeys(named + self._made("adopt-")))
+
+    @property
+    def has_scratch(self) -> bool:
+        """Whether the run trains members from scratch; one that has nothing yet is taken for such a run."""
+        return bool(self.members or {"sources", "ladder"} & set(self.artifacts) or not self.adopted)
+
+    def _made(self, prefix: str) -> list[str]:
+        return [stage.removeprefix(prefix) for stage in self.artifacts if stage.startswith(prefix)]
 
     def steps(self, member: str) -> Iterator[tuple[str, Artifact]]:
         """The steps of a member's training that are done, in order."""
@@ -130,6 +143,11 @@ def resume_command(run: Run) -> str:
     return re.sub(r" --(only|member|force) \S+", "", commands[-1]) if commands else ""
 
 
+def json_lines(artifact: Artifact, file: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; texts may hold characters that str.splitlines takes for line ends."""
+    return [json.loads(line) for line in artifact.file(file).read_text(encoding="utf-8").split("\n") if line]
+
+
 def metrics(artifact: Artifact) -> list[dict[str, Any]]:
     """The rows of a training's metrics."""
-    return [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+    return json_lines(artifact, "metrics.jsonl")

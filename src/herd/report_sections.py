@@ -8,6 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from herd.console import duration, human_bytes, human_count
+from herd.report_assistant import assistants, wanted_stages
+from herd.report_assistant import headlines as assistant_headlines
 from herd.report_diet import diet
 from herd.report_members import exports, herd, training
 from herd.report_plots import (
@@ -36,6 +38,8 @@ def sections(run: Run) -> dict[str, Any]:
         "not_yet": not_yet(run),
         "stale": run.stale(),
         "resume": resume_command(run),
+        "scratch": run.has_scratch,
+        "assistants": assistants(run),
         "diet": diet(run),
         "scaling": scaling(run),
         "forecasts": forecasts(run),
@@ -80,8 +84,9 @@ def _span(first: datetime.datetime, last: datetime.datetime) -> str:
 
 
 def headlines(run: Run) -> list[dict[str, Any]]:
-    """The three numbers of the header; each says so where it is not there yet."""
-    return [_headline_forecast(run), _headline_best(run), _headline_bytes(run)]
+    """The numbers of the header, three for each half of the run; each says so where it is not there yet."""
+    scratch = [_headline_forecast(run), _headline_best(run), _headline_bytes(run)] if run.has_scratch else []
+    return scratch + (assistant_headlines(run) if run.adopted else [])
 
 
 def _headline_forecast(run: Run) -> dict[str, Any]:
@@ -138,16 +143,16 @@ def _headline_bytes(run: Run) -> dict[str, Any]:
 
 def not_yet(run: Run) -> list[str]:
     """Stages that the recipe asks for and the run doesn't have."""
-    wanted = ["sources", "curate", "tokenizer", "shards", "ladder", "forecast"]
-    steps = [
-        s for s in STEPS if s == "pretrain" or run.recipe is None or getattr(run.recipe.pretrain, s.replace("-", "_"))
-    ]
-    if run.recipe is None:
-        steps = ["pretrain"]
-    wanted += [f"{step}-{m}" for m in run.members for step in (*steps, "evaluate", "export")]
-    if not run.members:
-        wanted.append("the members")
+    wanted = [*(_wanted_from_scratch(run) if run.has_scratch else []), *wanted_stages(run)]
     return [stage for stage in wanted if stage not in run.artifacts]
+
+
+def _wanted_from_scratch(run: Run) -> list[str]:
+    pretrain = run.recipe.pretrain if run.recipe else None
+    steps = [s for s in STEPS if s == "pretrain" or (pretrain and getattr(pretrain, s.replace("-", "_")))]
+    wanted = ["sources", "curate", "tokenizer", "shards", "ladder", "forecast"]
+    wanted += [f"{step}-{m}" for m in run.members for step in (*steps, "evaluate", "export")]
+    return wanted if run.members else [*wanted, "the members"]
 
 
 def scaling(run: Run) -> dict[str, Any] | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import datetime
 import fcntl
 import importlib
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -52,9 +54,6 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
     run = out or Path("runs") / recipe.family.name
     plan = stages(recipe, path.parent)
     choice.check(plan, recipe)
-    for name in ("posttrain", "safety"):
-        if getattr(recipe, name) is not None:
-            say(f"[{name}] is validated, but no stage of this version reads it")
     run.mkdir(parents=True, exist_ok=True)
     with locked(run):
         clean_drafts(run)
@@ -62,6 +61,33 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
         write_atomically(run / "recipe.toml", path.read_bytes())
         _Execution(run, recipe, plan, choice, str(path)).go()
     return run
+
+
+def import_model(source: str, name: str | None = None, out: Path | None = None) -> Path:
+    """Adopt open weights as a member, by a run that has nothing else; returns the run's folder, runs/NAME.
+
+    `source` is what a member's `from` is in a recipe; a path is taken from here. Raises HerdError for a bad source or
+    name, and where the folder holds another run.
+    """
+    from herd.pretrain.adopt import parse_package
+
+    path = None if parse_package(source) else Path(source).resolve()
+    if path is not None and not path.exists():
+        raise HerdError(f"{source}: there is no such file or folder; expected package:NAME, a .gguf file, or a folder")
+    if name is None:
+        named = path.stem if path else source.removeprefix("package:").split("==")[0]
+        name = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")[:40]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,40}", name):
+        raise HerdError(f"'{name}' is not a member's name: small letters, digits, - and _; give one with --name")
+    origin = json.dumps(str(path or source), ensure_ascii=False)  # a JSON string is a TOML one
+    recipe = f'[family]\nname = "{name}"\n\n[[member]]\nname = "{name}"\nrole = "laptop"\nfrom = {origin}\n'
+    run = out or Path("runs") / name
+    file = run / "recipe.toml"
+    if (run / CURRENT).exists() and file.read_text(encoding="utf-8") != recipe:
+        raise HerdError(f"{run}: another run is here; choose another --name or --out")
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, recipe)
+    return run_recipe(file, run)
 
 
 @contextmanager
@@ -195,7 +221,8 @@ def execute_in_worker(stage: Stage, inputs: Mapping[str, Path], run: Path, comma
     return execute(stage, {name: open_artifact(path) for name, path in inputs.items()}, run, command)
 
 
-STEPS_TO_A_MEMBER = ("anneal", "long-context", "pretrain")  # the last that was run holds the member's weights
+# The last of these that was run holds a member's weights; the second three of an adopted member.
+STEPS_TO_A_MEMBER = ("anneal", "long-context", "pretrain", "dpo", "rejection", "sft", "adopt")
 
 
 def member_artifact(run: Path, name: str) -> Artifact:
@@ -204,7 +231,8 @@ def member_artifact(run: Path, name: str) -> Artifact:
     for step in STEPS_TO_A_MEMBER:
         if f"{step}-{name}" in done:
             return done[f"{step}-{name}"]
-    there = [stage.removeprefix("pretrain-") for stage in done if stage.startswith("pretrain-")]
+    first = ("pretrain-", "adopt-")
+    there = [stage.split("-", 1)[1] for stage in done if stage.startswith(first)]
     raise HerdError(f"{run}: no member '{name}'; trained so far: {', '.join(there) or 'none'}")
 
 

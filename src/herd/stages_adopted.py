@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from herd.console import HerdError
-from herd.recipe import Posttrain, Recipe
-from herd.stage import Stage
+from herd.recipe import Recipe
+from herd.recipe_posttrain import Posttrain, Safety
+from herd.stage import Stage, same
 
 STEPS = {"sft": "after-sft", "rejection": "after-rejection", "dpo": "after-dpo"}  # stage -> what claims call it
 
@@ -30,7 +31,7 @@ def adopted_stages(recipe: Recipe, base: Path) -> list[Stage]:
         raise HerdError(f"posttrain.rounds: {recipe.posttrain.rounds}; this version runs one round")
     plan.append(_questions(recipe, recipe.posttrain, base))
     if recipe.safety is not None:
-        plan.append(_guard(recipe, base))
+        plan.append(_guard(recipe, recipe.safety, base))
     for member in recipe.assistants:
         plan += _round(recipe, recipe.posttrain, member.name)
     return plan
@@ -41,7 +42,11 @@ def _questions(recipe: Recipe, posttrain: Posttrain, base: Path) -> Stage:
     from herd.posttrain.sources import fingerprint
 
     settings = QuestionSettings(
-        seed=recipe.family.seed, source=posttrain.source, synthesis=posttrain.synthesis, base=base
+        seed=recipe.family.seed,
+        source=posttrain.source,
+        synthesis=posttrain.synthesis,
+        sandbox=recipe.tools.sandbox,
+        base=base,
     )
     facts = fingerprint(posttrain.source, base)
     return Stage("questions", "herd.posttrain.questions:write_all", 1, settings, facts=facts)
@@ -64,6 +69,7 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
         "compute": recipe.compute,
     }
     common: dict[str, Any] = where | {"seed": recipe.family.seed}
+    running: dict[str, Any] = common | {"sandbox": recipe.tools.sandbox}
     adopt, samples = f"adopt-{name}", f"samples-{name}"
     base = {"adopt": adopt, "questions": "questions"}
 
@@ -71,7 +77,7 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
         return Stage(f"{step}-{name}", f"herd.{function}", 1, settings, base | inputs, member=name)
 
     def measured(model: str, step: str, before: str | None) -> Stage:
-        settings = ExecutedSettings(step=step, confidence=recipe.evaluate.confidence, **common)
+        settings = ExecutedSettings(step=step, confidence=recipe.evaluate.confidence, **running)
         inputs = {"model": f"{model}-{name}", "chats": f"chats-{name}"}
         inputs |= {"before": f"executed-{before}-{name}"} if before else {}
         return stage(f"executed-{step}", "evaluate.executed:evaluate_executed", settings, **inputs)
@@ -89,7 +95,7 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
     yield stage("sft", "posttrain.sft:sft", tuning, chats=f"chats-{name}")
     yield measured("sft", "after-sft", "zero-shot")
     sampling = SampleSettings(
-        samples_per_prompt=posttrain.samples_per_prompt, temperature=posttrain.sample_temperature, **common
+        samples_per_prompt=posttrain.samples_per_prompt, temperature=posttrain.sample_temperature, **running
     )
     yield stage("samples", "posttrain.samples:sample", sampling, model=f"sft-{name}")
     judging = RewardSettings(
@@ -113,17 +119,26 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
         nll_weight=posttrain.dpo_nll_weight,
         pairs=posttrain.dpo_pairs,
         batch_pairs=posttrain.batch_pairs,
-        **common,
+        **running,
     )
     yield stage("dpo", "posttrain.dpo:dpo", preferring, model=f"rejection-{name}", samples=samples)
     yield measured("dpo", "after-dpo", "after-rejection")
     if recipe.safety is not None:
-        yield _dial(recipe, where, name)
+        yield _dial(recipe.safety, where, name)
 
 
-def _guard(recipe: Recipe, base: Path) -> Stage:
-    raise HerdError("todo")
+def _guard(recipe: Recipe, safety: Safety, base: Path) -> Stage:
+    from herd.safety.measure import GuardSettings
+    from herd.safety.prompts import fingerprint
+
+    settings = GuardSettings(prompts=safety.prompts, base=base, false_refusal_budget=safety.false_refusal_budget)
+    facts = fingerprint(safety.prompts, base)
+    return Stage("guard", "herd.safety.measure:train", 1, settings, same("questions"), facts=facts)
 
 
-def _dial(recipe: Recipe, where: dict[str, Any], name: str) -> Stage:
-    raise HerdError("todo")
+def _dial(safety: Safety, where: dict[str, Any], name: str) -> Stage:
+    from herd.safety.measure import DialSettings
+
+    settings = DialSettings(per_source=safety.per_source, **where)
+    inputs = {"model": f"dpo-{name}", "adopt": f"adopt-{name}", "guard": "guard"}
+    return Stage(f"dial-{name}", "herd.safety.measure:measure_dial", 1, settings, inputs, member=name)

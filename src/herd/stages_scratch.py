@@ -37,7 +37,12 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
     )
     curation = CurateSettings(data=data, seed=seed)
     vocabulary = VocabularySettings(seed=seed, tokenizer=recipe.tokenizer)
-    forecasting = ForecastSettings(seed=seed, scaling=scaling, pretrain=initial_part(pretrain), member=[member for member in recipe.member if not member.adopted])
+    forecasting = ForecastSettings(
+        seed=seed,
+        scaling=scaling,
+        pretrain=initial_part(pretrain),
+        member=[member for member in recipe.member if not member.adopted],
+    )
     plan = [
         Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
         Stage("curate", "herd.data.curate:curate", 1, curation, same("sources")),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+from herd.artifact import find, publish, write_current
+from herd.cli import main
 from herd.console import HerdError
 from herd.deploy.choose import (
     Candidate,
@@ -15,8 +20,11 @@ from herd.deploy.choose import (
     print_choice,
     verdict,
 )
-from herd.evidence import Claim
-from herd.model.config import LLAMA3
+from herd.evidence import Claim, Ledger, write_claims
+from herd.model.config import LLAMA3, ModelConfig
+from herd.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
 
 GIB = 2**30
 
@@ -99,6 +107,30 @@ def test_a_claim_may_be_named_with_its_member():
 
 def test_a_run_without_members_picks_none():
     assert choose([], Constraint(GIB, 1)).picked is None
+
+
+def test_the_verb_reads_a_runs_members_and_ledger(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shutil.copy(ROOT / "recipes" / "smoke.toml", tmp_path / "recipe.toml")
+    name = load_recipe(tmp_path / "recipe.toml").member[0].name
+    stage = f"pretrain-{name}"
+    config = ModelConfig(2, 64, 4, 2, 128, 1000, 16, 512)
+    with publish(tmp_path, stage, "0" * 64, {"inputs": {}}, {}) as draft:
+        draft.write_json("config.json", config.to_dict())
+        write_claims(draft.folder / "claims.json", [Claim(f"{name}.right", "", 0.8, "fraction", 100, "", 0.71, 0.87)])
+        write_claims(draft.recorded / "claims.json", [Claim(f"{name}.decode.tokens-per-second", "", 99.0, "tokens/s")])
+    artifact = find(tmp_path, stage, "0" * 64)
+    assert artifact is not None
+    Ledger(tmp_path).add(artifact, "herd run")
+    write_current(tmp_path, stage, artifact.path.name)
+    asked = ["choose", "--run", str(tmp_path), "--memory", "1GiB", "--context", "512", "--min-speed", "50"]
+    assert main([*asked, "--need", "right>=0.7"]) == 0
+    printed = capsys.readouterr().out
+    assert f"picked: {name}" in printed and "PROVEN" in printed and "99 tokens/s" in printed
+    assert main([*asked, "--need", "right>=75%"]) == 1
+    assert "UNDECIDED" in capsys.readouterr().out
+    assert main([*asked[:3], "--memory", "lots", "--context", "512"]) == 1
+    assert "8GiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

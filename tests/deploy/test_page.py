@@ -197,6 +197,7 @@ def test_from_a_file_to_an_answer_and_a_second_one(browser, running, sales, size
     browser.shot(f"{where}-bars")
     ask(browser, "Units by day?")
     assert browser.value("document.querySelectorAll('svg .line').length") == 1
+    browser.shot(f"{where}-line")
     ask(browser, "Show all rows")
     assert browser.value("document.querySelectorAll('article:last-child tbody tr').length") == 4
     browser.shot(f"{where}-more")

@@ -94,14 +94,17 @@ def test_what_prompts_share_is_computed_once(engine, tokenizer, monkeypatch):
     monkeypatch.setattr(
         engine.model, "hidden", lambda tokens, **rest: computed.append(tokens.shape) or hidden(tokens, **rest)
     )
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 8)
     base = tokenizer.encode(TEXT)[:30]
-    prompts = [[*base, 200 + index] for index in range(4)] + [[*base, 200]] * 6
-    engine.generate(prompts[::-1], Sampling(0.0, max_tokens=1))
-    assert computed == [(1, 8)] * 3 + [(1, 7)] + [(1, 1)] * 3
+    questions = [[*base, 200 + index, *base[:4]] for index in range(3)]
+    engine.generate([questions[index % 3] for index in (2, 0, 1)], Sampling(0.0, max_tokens=1))
+    assert computed == [(1, 30), (3, 5)]  # what they share, then the ends of three rows together
     computed.clear()
     long = engine.generate([base] * 3, Sampling(0.0, max_tokens=5))
-    assert computed == [(1, 8)] * 3 + [(1, 6)] + [(3, 1)] * 4  # one prompt, then three rows
+    assert computed == [(1, 29), (3, 1)] + [(3, 1)] * 4
+    computed.clear()
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 12)  # long prompts in parts
+    assert engine.generate([base] * 3, Sampling(0.0, max_tokens=5))[2].ids == long[2].ids
+    assert computed == [(1, 12), (1, 12), (1, 5), (3, 1)] + [(3, 1)] * 4
     monkeypatch.undo()
     assert long[0].ids == tuple(naive_greedy(engine, base, 5)[0])
 

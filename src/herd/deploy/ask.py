@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text as Styled
 
-from herd.deploy.assistant import Assistant, Code, Conversation, Done, Error, Event, Notice, Output, Text
+from herd.deploy.assistant import Assistant, Code, Conversation, Done, Error, Event, Notice, Output, Session, Text
 from herd.deploy.talk import load_generator
 from herd.model.dialog import Dialog, Message
 from herd.safety.guard import Guard
 from herd.tools.prompts import system_prompt
-from herd.tools.sandbox import Sandbox
+from herd.tools.table import TableFacts
 
 REFUSAL = "I can't help with that."
 SHOWN_ROWS = 20
@@ -33,31 +32,29 @@ def load_assistant(name: str, model: Path, tokenizer: Path, guard: Path | None =
     return Assistant(name, generator, words, context, lambda text: REFUSAL if judge.blocks(text) else None)
 
 
-def ask(assistant: Assistant, sandbox: Sandbox, path: Path, question: str, as_json: bool, show_code: bool) -> int:
+def ask(
+    assistant: Assistant, session: Session, facts: TableFacts, question: str, as_json: bool, show_code: bool
+) -> int:
     """Print code, results and answer as they come, or all of it as one JSON object; 0 where the question was answered.
 
-    Raises HerdError where the file cannot be read as a table.
+    `session` has the table open, `facts` say what it is.
     """
-    with sandbox.session() as session:
-        facts = session.open_table(path)
-        conversation = Conversation(assistant, session, Dialog((Message("system", system_prompt(facts)),)))
-        events = conversation.ask(question)
-        if as_json:
-            told = summary(list(events))
-            print(
-                json.dumps(
-                    {"table": facts.name, "question": question, "notes": facts.notes, **told}, ensure_ascii=False
-                )
-            )
-            return told["status"]
-        console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-        for note in facts.notes:
-            errors.print(f"note: {note}", markup=False, style="dim")
-        done = None
-        for event in events:
-            show(event, console, errors, show_code)
-            done = event
-        return status(done)
+    conversation = Conversation(assistant, session, Dialog((Message("system", system_prompt(facts)),)))
+    events = conversation.ask(question)
+    if as_json:
+        told = {"table": facts.name, "question": question, "notes": facts.notes, **summary(list(events))}
+        print(json.dumps(told, ensure_ascii=False))
+        return told["status"]
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    for note in facts.notes:
+        errors.print(f"note: {note}", markup=False, style="dim")
+    last: Event | None = None
+    for event in events:
+        if isinstance(last, Text) and not isinstance(event, Text):
+            print(flush=True)  # ends the line of words
+        show(event, console, errors, show_code)
+        last = event
+    return status(last)
 
 
 def status(last: Event | None) -> int:
@@ -93,11 +90,8 @@ def show(event: Event, console: Console, errors: Console, show_code: bool) -> No
         console.print(shown or Styled(event.text), soft_wrap=shown is None)
     elif isinstance(event, Error | Notice):
         errors.print(event.text, markup=False, style="red" if isinstance(event, Error) else "dim", soft_wrap=True)
-    elif isinstance(event, Done):
-        print()
-        if event.reason == "answered" and not event.calls:
-            errors.print("No code was run for this answer.", style="dim")
-        sys.stdout.flush()
+    elif isinstance(event, Done) and event.reason == "answered" and not event.calls:
+        errors.print("No code was run for this answer.", style="dim")
 
 
 def _table(value: dict[str, Any]) -> Table | None:

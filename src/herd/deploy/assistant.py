@@ -21,8 +21,8 @@ from herd.model.tokenizer import Tokenizer
 from herd.tools.columns import call_grammar
 from herd.tools.sandbox import Result
 from herd.tools.table import TableFacts
+from herd.tools.turns import MAX_CALLS
 
-MAX_CALLS = 4
 GREEDY = Sampling(temperature=0.0, max_tokens=256)
 Reason = Literal["answered", "length", "stopped", "refused", "failed"]
 

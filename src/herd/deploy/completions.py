@@ -111,7 +111,6 @@ async def streamed(task: Task, parts: AsyncIterator[Piece | Written]) -> AsyncIt
             choice["token_ids"] = list(part.ids[told:] if last else part.ids)
         told += 0 if last else len(part.ids)
         yield sse({**start, "choices": [choice]})
-        if isinstance(part, Written):
-            if task.request.usage_wanted:
-                yield sse({**start, "choices": [], "usage": usage(len(task.prompts[0]), len(part.ids))})
+        if isinstance(part, Written) and task.request.usage_wanted:
+            yield sse({**start, "choices": [], "usage": usage(len(task.prompts[0]), len(part.ids))})
     yield sse("[DONE]")

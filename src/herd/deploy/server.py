@@ -249,6 +249,8 @@ async def _all(request: Request, stream: Stream[T]) -> list[T]:
         watching.cancel()
     if await request.is_disconnected():
         raise ClientDisconnect
+    if not items:  # taken out of the queue, though the client waits: the server ends
+        raise RequestError(503, "the server is shutting down", code="shutting_down")
     return items
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from herd.deploy.assistant import Assistant, Conversation, Error, Notice, Text
 from herd.infer.engine import Engine
+from herd.model.dialog import Dialog
 from herd.model.formats.native import load_native
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
@@ -42,11 +44,7 @@ def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:
     turns: list[str] = []
     sampling = replace(sampling, stop=("\n\n", "\nUser:"))
     while True:
-        try:
-            said = input("you: ").strip()
-        except EOFError:
-            print()
-            return
+        said = _said()
         if not said:
             return
         turns.append(f"User: {said}\n\nAssistant:")
@@ -66,3 +64,28 @@ def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:
             answer += piece
         print()
         turns[-1] += f"{answer}\n\n"
+
+
+def converse(assistant: Assistant, sampling: Sampling) -> None:
+    """Take turns with a member that has learnt to answer, until an empty line or the end of input; nothing is run."""
+    print(f"{assistant.name} answers in words; for a question about a table use `herd ask`. Empty line: end.")
+    conversation = Conversation(assistant, None, Dialog(()))
+    turn = 0
+    while said := _said():
+        print(f"{assistant.name}: ", end="", flush=True)
+        for event in conversation.ask(said, sampling=replace(sampling, seed=sampling.seed + turn)):
+            if isinstance(event, Text):
+                print(event.piece, end="", flush=True)
+            elif isinstance(event, Notice | Error):
+                print(f"({event.text})", end="", flush=True)
+        print()
+        turn += 1
+
+
+def _said() -> str:
+    """What the person types; empty at the end of input."""
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        print()
+        return ""

@@ -7,7 +7,6 @@ that are never trained on.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from pydantic import Field
 from herd.artifact import Artifact, Draft, canonical_json
 from herd.data.loader import derive_seed
 from herd.evaluate.answers import TableQuestion, is_right, read_questions
+from herd.evaluate.usage import usage_claims
 from herd.evidence import Claim, write_claims
 from herd.infer.engine import Engine
 from herd.intervals import paired_bootstrap, wilson
@@ -31,14 +31,14 @@ from herd.model.tokenizer import Tokenizer
 from herd.model.transformer import Transformer
 from herd.recipe import Compute, Section
 from herd.tools.prompts import system_prompt
-from herd.tools.sandbox import Sandbox
+from herd.tools.sandbox import Backend, Sandbox
 from herd.tools.turns import MAX_CALLS, Episode, run_episodes
 from herd.train.batches import Row, dialog_batch
 from herd.train.hardware import choose_hardware
 from herd.train.objective import token_logprobs
 from herd.train.workers import set_threads
 
-MAX_TOKENS = 160
+MAX_TOKENS = 64
 GROUPS = {  # claim id -> (phrasing, what it says of the questions)
     "unseen": ("held-out", "tables and phrasings never trained on"),
     "unseen-tables": ("train", "tables never trained on, phrasings trained on"),
@@ -54,6 +54,7 @@ class ExecutedSettings(Section):
     confidence: float
     threads: int
     hardware: dict[str, str]
+    sandbox: Backend = Field(default="bubblewrap", exclude=True)
     compute: Compute = Field(exclude=True)
 
 
@@ -63,18 +64,22 @@ def evaluate_executed(settings: ExecutedSettings, inputs: Mapping[str, Artifact]
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device)
-    chats = chat_losses(model, tokenizer, _chats(inputs["chats"].path), hardware.dtype)
+    held_out = [from_openai(row) for row in inputs["chats"].json_lines("held-out.jsonl")]
+    chats = chat_losses(model, tokenizer, held_out, hardware.dtype)
     engine = Engine(model.to(hardware.dtype), tokenizer)
     questions = [q for q in read_questions(inputs["questions"].file("questions.jsonl")) if q.split == "test"]
     started = time.monotonic()
     title = f"{settings.member}: questions, {settings.step}"
-    rows = answer_questions(engine, tokenizer, questions, inputs["questions"].path / "tables", title)
+    rows = answer_questions(
+        engine, tokenizer, questions, inputs["questions"].path / "tables", title, sandbox=settings.sandbox
+    )
     seconds = time.monotonic() - started
     lines = "".join(canonical_json(row) + "\n" for row in rows)
     (out.folder / "answers.jsonl").write_text(lines, encoding="utf-8")
     out.write_json("chats.json", {"nats": chats[0].tolist(), "tokens": chats[1].tolist()})
     write_claims(out.folder / "claims.json", _claims(settings, rows, chats, inputs.get("before")))
     (out.recorded / "speed.json").write_text(canonical_json({"seconds": seconds, "questions": len(rows)}))
+    write_claims(out.recorded / "claims.json", usage_claims(settings.member, engine))
 
 
 def answer_questions(
@@ -86,16 +91,17 @@ def answer_questions(
     sampling: Sampling | None = None,
     use_grammar: bool = True,
     max_calls: int = MAX_CALLS,
+    sandbox: Backend = "bubblewrap",
 ) -> list[dict[str, Any]]:
     """Let a generator answer questions, each in a session of its own, and judge the answers.
 
     Rows in the order of the questions: id, kind, phrasing, text, codes, results, answer, right, said.
     """
     sampling = sampling or Sampling(temperature=0, max_tokens=MAX_TOKENS)
-    with Sandbox() as sandbox, ExitStack() as stack:
+    with Sandbox(backend=sandbox) as walls, ExitStack() as stack:
         episodes = []
         for question in questions:
-            session = stack.enter_context(sandbox.session())
+            session = stack.enter_context(walls.session())
             facts = session.open_table(tables / question.table)
             dialog = Dialog((Message("system", system_prompt(facts)), Message("user", question.text)))
             episodes.append(Episode(dialog, session, [column.name for column in facts.columns]))
@@ -148,11 +154,6 @@ def chat_losses(
     return nats, tokens
 
 
-def _chats(folder: Path) -> list[Dialog]:
-    lines = (folder / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
-    return [from_openai(json.loads(line)) for line in lines]
-
-
 def _claims(
     settings: ExecutedSettings,
     rows: Sequence[dict[str, Any]],
@@ -201,7 +202,7 @@ def _changes(
 ) -> list[Claim]:
     """What the step added on the same questions and chats, with paired intervals."""
     member, step, seed = settings.member, settings.step, derive_seed(settings.seed, "executed")
-    earlier = [json.loads(line) for line in before.file("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    earlier = before.json_lines("answers.jsonl")
     keep = [i for i, row in enumerate(rows) if row["kind"] != "no-tool" and row["phrasing"] == "held-out"]
     now, then = (np.array([float(table[i]["right"]) for i in keep]) for table in (rows, earlier))
     low, high = paired_bootstrap(now, then, np.ones(len(keep)), seed, 1000, settings.confidence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,10 +13,10 @@ from herd.artifact import Artifact, Draft
 from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
+from herd.evaluate.usage import usage_claims
 from herd.evidence import Claim, write_claims
 from herd.infer.engine import Engine
 from herd.model.formats.native import load_native
-from herd.model.generation import Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Compute, Evaluate, Section
 from herd.train.hardware import choose_hardware
@@ -57,29 +56,8 @@ def evaluate_member(settings: MemberEvaluation, inputs: Mapping[str, Artifact], 
     write_claims(out.folder / "claims.json", [_claim(settings, losses, ""), *_slices(settings, losses)])
 
     tokenizer = Tokenizer.load(inputs["tokenizer"].path)
-    speed, count = _decode_speed(Engine(model, tokenizer), tokenizer)
-    weights = 2 * model.config.parameters
-    cache = model.config.kv_cache_bytes_per_token() * model.config.context
-    name = settings.member
-    write_claims(
-        out.recorded / "claims.json",
-        [
-            Claim(
-                f"{name}.decode.tokens-per-second",
-                f"decoding speed of {name}, one sequence, {hardware.device.type}",
-                speed,
-                "tokens/s",
-                count,
-                "tokens",
-            ),
-            Claim(
-                f"{name}.memory.bytes",
-                f"weights of {name} in bf16 and the cache of one full context",
-                weights + cache,
-                "bytes",
-            ),
-        ],
-    )
+    usage = usage_claims(settings.member, Engine(model, tokenizer))
+    write_claims(out.recorded / "claims.json", usage)
 
 
 def _claim(settings: MemberEvaluation, losses: DocumentLosses, slice_name: str) -> Claim:
@@ -108,12 +86,3 @@ def _slices(settings: MemberEvaluation, losses: DocumentLosses) -> list[Claim]:
             if keep.sum() >= FEWEST_DOCUMENTS:
                 claims.append(_claim(settings, losses.select(keep), f".{label}.{value}"))
     return claims
-
-
-def _decode_speed(engine: Engine, tokenizer: Tokenizer, tokens: int = 96) -> tuple[float, int]:
-    """Tokens a second of a single greedy sequence, after one short warm-up, and how many were timed."""
-    prompt = tokenizer.encode("def main():\n", bos=True)
-    engine.generate([prompt], Sampling(temperature=0.0, max_tokens=4))
-    started = time.perf_counter()
-    done = len(engine.generate([prompt], Sampling(temperature=0.0, max_tokens=tokens))[0].ids)
-    return done / (time.perf_counter() - started), done

@@ -1,10 +1,10 @@
 """Generation on this machine: prefill a KV cache with the prompts, then decode token by token.
 
 Prompts of any lengths share a batch of up to `max_batch` rows; a finished row's place goes to the next prompt. Prompts
-are taken in sorted order, so that each follows the one with which it shares most, and what they share is computed once
-and copied. What this engine does not do: take in a request while others run, store a shared beginning once, or page
-its cache. Results of a row do not depend on its neighbours beyond rounding: a matrix product may sum in another order
-for another batch size.
+are taken in sorted order, so that each follows the one with which it shares most; what they share is computed once and
+copied, their own ends are computed together. What this engine does not do: take in a request while others run, store a
+shared beginning once, or page its cache. Results of a row do not depend on its neighbours beyond rounding: a matrix
+product may sum in another order for another batch size.
 
 Shape suffixes: B batch, T tokens, D model dim, V vocabulary.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from herd.model.tokenizer import Tokenizer
 from herd.model.transformer import KVCache, Transformer
 
 CACHE_BLOCK = 256  # tokens by which the rows of a cache grow
-PREFILL_CHUNK = 512  # prompt tokens computed at once: bounds the memory that a long prompt takes
+PREFILL_TOKENS = 4096  # prompt tokens computed at once: bounds the memory that long prompts take
 
 
 class Engine:
@@ -97,7 +98,7 @@ class Engine:
             free = min(self.max_batch - len(live), len(waiting))
             if free:
                 fresh = [waiting.popleft() for _ in range(free)]
-                _take(fresh, torch.stack([rows.add(request.prompt) for request in fresh]))
+                _take(fresh, rows.add([request.prompt for request in fresh]))
                 live += fresh
             else:
                 _take(live, rows.step([request.ids[-1] for request in live]))
@@ -132,29 +133,39 @@ def _take(requests: list[Request], logits_BV: Tensor) -> None:
 
 
 class _Rows:
-    """The network's side of a batch: keys and values of the live rows, and of the prompt computed last."""
+    """The network's side of a batch: keys and values of the live rows, and of the last beginning that prompts share."""
 
     def __init__(self, model: Transformer, vocab_size: int, rows: int) -> None:
         self._model, self._vocab_size = model, vocab_size
         self._weight = model.tok_embeddings.weight
         self._rows, self._trunk = self._cache(rows), self._cache(1)
         self._rows.used = []
-        self._prompt: list[int] = []
-        self._logits_V = torch.empty(0)
+        self._prompt: list[int] = []  # what the trunk holds
 
-    def add(self, prompt: list[int]) -> Tensor:
-        """A new last row that holds the prompt; logits after it, (V,)."""
-        shared = _common(self._prompt, prompt)
-        if shared < len(prompt):
-            self._trunk.used = [shared]
-            self._trunk.reserve(_blocks(len(prompt)))
-            last_BTD = torch.empty(0)
-            for at in range(shared, len(prompt), PREFILL_CHUNK):
-                last_BTD = self._hidden([prompt[at : at + PREFILL_CHUNK]], self._trunk)
-            self._prompt, self._logits_V = prompt, self._logits(last_BTD)[0]
-        self._rows.reserve(_blocks(len(prompt) + 1))
-        self._rows.add_row(self._trunk)
-        return self._logits_V
+    def add(self, prompts: list[list[int]]) -> Tensor:
+        """New last rows that hold these prompts, which are sorted; logits after each, (B, V).
+
+        The last `own` tokens of every prompt are computed in the rows, together; what is before them in the trunk.
+        """
+        first, own = len(self._rows.used), _own_tokens(prompts, PREFILL_TOKENS // len(prompts))
+        self._rows.reserve(_blocks(max(map(len, prompts)) + 1))
+        for prompt in prompts:
+            kept = len(prompt) - own
+            self._fill_trunk(prompt[:kept])
+            self._rows.add_row(self._trunk, kept)
+        fresh = self._rows.tail(first)
+        hidden_BTD = self._hidden([prompt[len(prompt) - own :] for prompt in prompts], fresh)
+        self._rows.used[first:] = fresh.used
+        return self._logits(hidden_BTD)
+
+    def _fill_trunk(self, tokens: list[int]) -> None:
+        """Have the trunk begin with these tokens."""
+        shared = _common(self._prompt, tokens)
+        if shared < len(tokens):
+            self._prompt, self._trunk.used = tokens, [shared]
+            self._trunk.reserve(_blocks(len(tokens)))
+            for at in range(shared, len(tokens), PREFILL_TOKENS):
+                self._hidden([tokens[at : at + PREFILL_TOKENS]], self._trunk)
 
     def step(self, tokens: list[int]) -> Tensor:
         """Add one token to each row; logits after them, (B, V)."""
@@ -175,6 +186,16 @@ class _Rows:
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits after the last token, (B, V), float32 on the CPU; only ids that the tokenizer knows."""
         return self._model.output(hidden_BTD[:, -1]).float()[:, : self._vocab_size].cpu()
+
+
+def _own_tokens(prompts: list[list[int]], most: int) -> int:
+    """How many tokens at the end of each prompt to compute apart from the others': at least one, and in all prompts.
+
+    Enough for what a prompt shares with neither neighbour; where that is over `most`, only its last token counts.
+    """
+    shared = [0, *(_common(a, b) for a, b in pairwise(prompts)), 0]
+    own = [max(1, len(prompt) - max(shared[at : at + 2])) for at, prompt in enumerate(prompts)]
+    return min(max(count if count <= most else 1 for count in own), min(map(len, prompts)))
 
 
 def _common(a: list[int], b: list[int]) -> int:

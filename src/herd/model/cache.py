@@ -5,6 +5,8 @@ Shape suffixes: B batch, T new tokens, K key-value heads, E head dim, S tokens i
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -60,11 +62,16 @@ class KVCache:
             longer[:, :, :rows, :, :held] = self.values[:, :, :rows, :, :held]
             self.values = longer
 
-    def add_row(self, source: KVCache) -> None:
-        """Take the only row of another cache into use as the next row here. Both must have room for it."""
-        (used,) = source.used
-        self.values[:, :, len(self.used), :, :used] = source.values[:, :, 0, :, :used]
-        self.used.append(used)
+    def add_row(self, source: KVCache, tokens: int) -> None:
+        """Take the next row into use, with the first tokens of another cache's first row. There must be room."""
+        self.values[:, :, len(self.used), :, :tokens] = source.values[:, :, 0, :, :tokens]
+        self.used.append(tokens)
+
+    def tail(self, first: int) -> KVCache:
+        """The rows in use from `first` on as a cache of their own, in the same memory; its `used` is a copy."""
+        part = copy(self)
+        part.values, part.used = self.values[:, :, first:], self.used[first:]
+        return part
 
     def drop_row(self, row: int) -> None:
         """Give a row up; the last row takes its place."""

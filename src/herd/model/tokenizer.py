@@ -1,8 +1,8 @@
 """Byte-level BPE as Llama 3 has it (spec 2.5, 2.6): trained with rustbpe, encoded with tiktoken.
 
-Byte sequences have consecutive ids in merge order; the special tokens come after them, as in Llama 3, or where an
-adopted vocabulary has them. Text that looks like a special token is
-ordinary text: a special token enters a sequence by its id only, so that no document or user can forge one.
+Byte sequences have ids in merge order; the special tokens come after them, as in Llama 3, or where an adopted
+vocabulary has them. Text that looks like a special token is ordinary text: a special token enters a sequence by its id
+only, so that no document or user can forge one.
 Writing and reading tokenizers is in `formats/tokenizer_files.py`.
 """
 
@@ -152,13 +152,15 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text; no special token but the asked-for `bos` and `eos`.
 
+        ChatML has no token that begins a text (its bos begins a message), so there `bos` adds nothing.
         A lone surrogate, which UTF-8 cannot say, becomes U+FFFD. Bytes that the vocabulary lacks (SmolLM2: those of
         six control characters and of planes 4 to 15) are left out, as Hugging Face leaves them out.
         """
         ids = [token for piece in _pieces(text) for token in self._tiktoken.encode_ordinary(piece)]
         if self._lacks_bytes:
             ids = [token for token in ids if token < self.vocab_size]
-        return [*([self.bos_id] if bos else []), *ids, *([self.eos_id] if eos else [])]
+        begin = [self.bos_id] if bos and self.chat_format == "llama3" else []
+        return [*begin, *ids, *([self.eos_id] if eos else [])]
 
     def encode_documents(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.int32]]:
         """Token ids of many texts, one int32 array each, without BOS and EOS; equal to `encode` of each."""

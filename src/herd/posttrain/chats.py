@@ -18,7 +18,8 @@ from herd.model.dialog import Dialog, Message, prompt, to_openai
 from herd.model.formats.native import load_native
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
-from herd.recipe import Compute, Section, Synthesis
+from herd.recipe import Compute, Section
+from herd.recipe_posttrain import Synthesis
 from herd.safety.ordinary import ordinary_requests
 from herd.train.hardware import choose_hardware
 from herd.train.workers import set_threads

@@ -26,6 +26,7 @@ from herd.model.transformer import Transformer
 from herd.posttrain.reward import pairs_of, read_samples, spread
 from herd.posttrain.tuning import seed_of, tune
 from herd.recipe import Compute, Section
+from herd.tools.sandbox import Backend
 from herd.train.batches import PreferenceBatch, Row, preference_batch
 from herd.train.hardware import Hardware, choose_hardware
 from herd.train.objective import preference, token_logprobs
@@ -45,6 +46,7 @@ class DpoSettings(Section):
     batch_pairs: int
     threads: int
     hardware: dict[str, str]
+    sandbox: Backend = Field(default="bubblewrap", exclude=True)
     compute: Compute = Field(exclude=True)
 
 
@@ -129,7 +131,7 @@ def _dev_score(
     network = build(model.config, weights).to(hardware.device, hardware.dtype)
     asked = [q for q in read_questions(questions.file("questions.jsonl")) if q.split == "dev"]
     title = f"{settings.member}: dev questions"
-    rows = answer_questions(Engine(network, tokenizer), tokenizer, asked, questions.path / "tables", title, max_calls=2)
+    rows = answer_questions(Engine(network, tokenizer), tokenizer, asked, questions.path / "tables", title, max_calls=2, sandbox=settings.sandbox)
     return sum(row["right"] for row in rows) / len(rows)
 
 

@@ -17,23 +17,25 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from herd.artifact import Artifact, Draft
-from herd.console import HerdError, progress, say
+from herd.console import HerdError, progress, say, warn
 from herd.evaluate.answers import TableQuestion, write_questions
 from herd.evidence import Claim, write_claims
 from herd.model.dialog import Dialog, from_openai, to_openai
 from herd.posttrain.sources import SourceTable, read_chats, read_source_tables
 from herd.posttrain.synthesis.chat import HELD_OUT_SMALL_TALK
-from herd.posttrain.synthesis.dialogs import draw_dialog, draw_turn, view_of
+from herd.posttrain.synthesis.dialogs import draw_dialog, draw_turn, restore, view_of
 from herd.posttrain.synthesis.questions import View
 from herd.posttrain.tuning import seed_of
-from herd.recipe import DialogSource, Section, Synthesis
-from herd.tools.sandbox import Sandbox, Session
+from herd.recipe import Section
+from herd.recipe_posttrain import DialogSource, Synthesis
+from herd.tools.sandbox import Backend, Sandbox, Session
 
 
 class QuestionSettings(Section):
     seed: int
     source: list[DialogSource]
     synthesis: Synthesis
+    sandbox: Backend = Field(default="bubblewrap", exclude=True)
     base: Path = Field(exclude=True)
 
 
@@ -56,7 +58,7 @@ def write_all(settings: QuestionSettings, inputs: Mapping[str, Artifact], out: D
     folder = out.folder / "tables"
     folder.mkdir()
     sizes, seed = settings.synthesis, settings.seed
-    with Sandbox() as sandbox:
+    with Sandbox(backend=settings.sandbox) as sandbox:
         train, test = _open_tables(settings, folder, sandbox)
         dialogs = list(_dialogs(train, sizes, seed))
         questions = [
@@ -113,11 +115,19 @@ def _open_tables(settings: QuestionSettings, folder: Path, sandbox: Sandbox) -> 
         for number, table in enumerate(tables, 1):
             if (opened := _open(table, number, folder, sandbox)) is not None:
                 (test if table.test else train).append(opened)
+            elif table.own:
+                warn(
+                    f"posttrain.source '{table.source}': {table.name} is left out; expected two columns of numbers and "
+                    "one to group by"
+                )
             bar.update(number, f"{len(train)} to train on, {len(test)} to test on")
     if not train:
         raise HerdError("posttrain.source: no table to train on; add one of kind 'package-tables' or 'invented-tables'")
     if not test:
-        raise HerdError("posttrain.source: no table is kept for testing; add a source of kind 'package-tables'")
+        raise HerdError(
+            "posttrain.source: no table is kept for testing; add a source of kind 'package-tables', or one of kind "
+            "'own-tables' with test = true"
+        )
     return train, test
 
 
@@ -150,16 +160,18 @@ def _dialogs(tables: Sequence[Opened], sizes: Synthesis, seed: int) -> Iterator[
 def _ask(
     tables: Sequence[Opened], count: int, split: Literal["sample", "dev", "test"], held_out: bool, seed: int
 ) -> Iterator[TableQuestion]:
-    """So many questions, the tables in turn, none asked twice."""
+    """So many questions, the tables in turn, none asked twice; fewer where the tables do not give so many."""
     phrasing = "held-out" if held_out else "train"
     asked: set[tuple[str, str]] = set()
     with progress(f"questions: {split}, {phrasing} phrasings", count) as bar:
-        index = 0
-        while len(asked) < count:
+        for index in range(20 * count):
+            if len(asked) == count:
+                break
             table = tables[index % len(tables)]
-            turn = draw_turn(table.view, table.session, random.Random(seed_of(seed, split, phrasing, index)), held_out)
-            index += 1
-            if (table.id, turn.question.text) in asked and index < 20 * count:
+            chance = random.Random(seed_of(seed, split, phrasing, index))
+            restore(table.view, table.session)
+            turn = draw_turn(table.view, table.session, chance, held_out)
+            if (table.id, turn.question.text) in asked:
                 continue
             asked.add((table.id, turn.question.text))
             question = turn.question

@@ -6,7 +6,6 @@ that no pair was trained on measure how often the right answer gets the higher s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -88,8 +87,7 @@ def train_reward(settings: RewardSettings, inputs: Mapping[str, Artifact], out: 
 
 def read_samples(artifact: Artifact) -> list[dict[str, Any]]:
     """The rows of a `samples` artifact."""
-    lines = artifact.file("samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return artifact.json_lines("samples.jsonl")
 
 
 def pairs_of(samples: Sequence[dict[str, Any]], tokenizer: Tokenizer, seed: int) -> list[Pair]:

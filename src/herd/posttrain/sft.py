@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -40,8 +39,7 @@ def sft(settings: SftSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["adopt"].path).to(hardware.device)
     dialogs = [dialog for _, dialog in read_dialogs(inputs["questions"].file("dialogs.parquet"))]
-    lines = inputs["chats"].file("train.jsonl").read_text(encoding="utf-8").splitlines()
-    chats = [from_openai(json.loads(line)) for line in lines]
+    chats = [from_openai(row) for row in inputs["chats"].json_lines("train.jsonl")]
     context = min(settings.context_tokens, model.config.context)
     rows = training_rows([*dialogs, *chats], tokenizer, context)
     batches = DialogBatches(rows, settings.batch_dialogs, seed_of(settings.seed, "sft"))

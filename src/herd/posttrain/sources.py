@@ -15,18 +15,19 @@ from herd.model.dialog import Dialog, from_openai
 from herd.posttrain.synthesis.invented import invent_table
 from herd.posttrain.synthesis.real_tables import is_test_table, package_tables
 from herd.posttrain.tuning import seed_of
-from herd.recipe import DialogSource, InventedTables, OwnChats, OwnTables, PackageTables
+from herd.recipe_posttrain import DialogSource, InventedTables, OwnChats, OwnTables, PackageTables
 
 LONGEST_LINE = 1_000_000
 
 
 class SourceTable(NamedTuple):
-    """A CSV file to ask about. `test`: never trained on."""
+    """A CSV file to ask about. `test`: never trained on. `own`: the user named it."""
 
     name: str
     content: bytes
     source: str
     test: bool
+    own: bool = False
 
 
 def fingerprint(sources: Sequence[DialogSource], base: Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def fingerprint(sources: Sequence[DialogSource], base: Path) -> dict[str, Any]:
 
 
 def read_source_tables(sources: Sequence[DialogSource], base: Path, seed: int) -> Iterator[SourceTable]:
-    """All tables of the sources. The user's own and invented ones are trained on, of packages only a part is.
+    """All tables of the sources. Invented ones are trained on, of packages a part, the user's own as they say.
 
     Raises HerdError where a source can't be had.
     """
@@ -58,7 +59,7 @@ def read_source_tables(sources: Sequence[DialogSource], base: Path, seed: int) -
                 yield SourceTable(table.name, table.content, source.name, False)
         elif isinstance(source, OwnTables):
             for path in _files(source, base):
-                yield SourceTable(path.stem, path.read_bytes(), source.name, False)
+                yield SourceTable(path.stem, path.read_bytes(), source.name, source.test, own=True)
 
 
 def read_chats(sources: Sequence[DialogSource], base: Path) -> list[tuple[str, Dialog]]:

@@ -60,7 +60,7 @@ def tune(
     hardware: Hardware,
     title: str,
     out: Draft,
-    micro_rows: int = 4,
+    micro_rows: int = 2,
 ) -> TrainState:
     """One fine-tuning run with a short warm-up and a cosine to a twentieth of the peak; resumes from `out.work`."""
     warmup = max(1, round(WARMUP_SHARE * steps))

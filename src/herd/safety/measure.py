@@ -31,6 +31,7 @@ from herd.safety.ordinary import ordinary_requests
 from herd.safety.prompts import RESERVED, PromptRow, read_prompts, sample
 from herd.safety.refusal import judge
 from herd.train.hardware import choose_hardware
+from herd.train.workers import set_threads
 
 BATCH = 64
 COLUMNS = {
@@ -55,6 +56,7 @@ class DialSettings(Section):
     per_source: Positive = 60
     max_tokens: Positive = 24
     system: str = ""
+    threads: Positive
     hardware: dict[str, str]
     compute: Compute = Field(exclude=True)
 
@@ -88,6 +90,7 @@ def measure_dial(settings: DialSettings, inputs: Mapping[str, Artifact], out: Dr
     The tokenizer is in the folder `tokenizer` of inputs["adopt"]. Writes `responses.jsonl` (a prompt, its answer and
     what was made of it a line), `dial.json` (`Dial.to_json`) and claims. The prompts, and so the file, are vile.
     """
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device, hardware.dtype)

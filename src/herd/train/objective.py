@@ -61,9 +61,10 @@ def token_logprobs(model: Transformer, batch: DialogBatch, dtype: torch.dtype) -
     hidden_BTD, targets_BT = _states(model, batch, dtype)
     trained = targets_BT != IGNORED
     with computing_in(hidden_BTD.device, dtype):
-        logits_RV = model.output(hidden_BTD[trained]).float()
+        logits_RV = model.output(hidden_BTD[trained])
+    logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     chosen_R = logits_RV.gather(1, targets_BT[trained][:, None])[:, 0] - logits_RV.logsumexp(-1)
-    return torch.zeros_like(hidden_BTD[..., 0], dtype=torch.float32).masked_scatter(trained, chosen_R), targets_BT
+    return chosen_R.new_zeros(targets_BT.shape).masked_scatter(trained, chosen_R), targets_BT
 
 
 class RewardModel(nn.Module):
@@ -82,7 +83,7 @@ class RewardModel(nn.Module):
             hidden_BTD = self.body.hidden(torch.from_numpy(batch.inputs).to(device))
         ends_BR = torch.from_numpy(batch.ends).to(device)
         last_BRD = hidden_BTD.gather(1, ends_BR[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
-        return self.score(last_BRD.float())[..., 0]
+        return self.score(last_BRD.to(self.score.weight.dtype))[..., 0]
 
 
 def reward(model: RewardModel, batch: RankedBatch, dtype: torch.dtype) -> Tensor:

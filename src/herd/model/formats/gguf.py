@@ -1,11 +1,12 @@
 """Reading GGUF files of the llama architecture (spec 12.3): weights dequantized to float32, tokenizer, facts.
 
-GGUF stores wq and wk as Meta does, neighbouring pairs rotated, so their rows stay in order.
+GGUF stores wq and wk as Meta does, neighbouring pairs rotated, so their rows stay in order. The file itself is read
+by `gguf_file.py`.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from herd.console import HerdError
-from herd.model.config import ModelConfig
-from herd.model.formats.native import check_tensors, tensor_shapes
+from herd.model.config import ModelConfig, RopeScaling
+from herd.model.formats.gguf_file import StoredTensor, read_gguf_file
+from herd.model.formats.native import tensor_shapes
 from herd.model.formats.tokenizer_files import byte_characters
+from herd.model.rope import rotary_frequencies
 from herd.model.tokenizer import Tokenizer
 
 NAMES = {
@@ -34,9 +37,10 @@ NAMES = {
     "attention_norm": "attn_norm",
     "ffn_norm": "ffn_norm",
 }
+ROPE_FACTORS = "rope_freqs.weight"
 PATTERN_OF = {"llama-bpe": "llama3", "smollm": "smollm"}  # tokenizer.ggml.pre -> our split pattern
-LARGEST = {"block_count": 1_000, "embedding_length": 100_000, "feed_forward_length": 1_000_000, "vocab_size": 2_000_000}
-CONTROL = 3  # tokenizer.ggml.token_type of special tokens
+LARGEST = {"block_count": 1_000, "embedding_length": 100_000, "feed_forward_length": 1_000_000, "context_length": 2**21}
+ORDINARY, CONTROL, UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 
 
 class GgufModel(NamedTuple):
@@ -50,123 +54,151 @@ class GgufModel(NamedTuple):
 
 def read_gguf(path: Path) -> GgufModel:
     """Read a file. Raises HerdError naming the key or tensor that is missing, damaged or not supported."""
-    from gguf import GGUFReader
-
-    size = path.stat().st_size
+    fields, tensors = read_gguf_file(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file with a wrong count, before the error that follows
-            reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError, UnicodeDecodeError) as error:
-        raise HerdError(f"{path}: not a whole GGUF file ({_line(error)})") from None
-    config = _config(path, fields, [tensor.name for tensor in reader.tensors])
-    tokenizer = _tokenizer(path, fields, config.vocab_size)
-    state, kinds = _state(path, config, reader.tensors, size)
+        config = _config(fields, tensors)
+        tokenizer = _tokenizer(fields)
+        state = _state(config, tensors)
+    except HerdError as error:
+        raise HerdError(f"{path}: {error}") from None
+    kinds = Counter(tensor.kind for tensor in tensors.values())
     facts = {
         "name": str(fields.get("general.name", path.stem)),
         "licence": str(fields.get("general.license", "unstated")),
-        "quantization": kinds,
+        "quantization": dict(sorted(kinds.items())),
     }
     return GgufModel(config, state, tokenizer, facts)
 
 
-def _config(path: Path, fields: Mapping[str, Any], tensors: list[str]) -> ModelConfig:
-    architecture = fields.get("general.architecture")
-    if architecture != "llama":
-        raise HerdError(f"{path}: general.architecture is {architecture!r}; herd reads 'llama'")
-    if "rope_freqs.weight" in tensors or f"{architecture}.rope.scaling.type" in fields:
-        raise HerdError(f"{path}: its RoPE is scaled (rope_freqs.weight or llama.rope.scaling), which is not read yet")
-
-    def number(key: str, default: float | None = None) -> Any:
-        value = fields.get(f"llama.{key}", default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST.get(key, 1e12):
-            raise HerdError(f"{path}: llama.{key} is {value!r}; expected a number above 0")
-        return value
-
-    dim, heads = number("embedding_length"), number("attention.head_count")
-    vocabulary = fields.get("tokenizer.ggml.tokens")
-    if not isinstance(vocabulary, list) or not vocabulary:
-        raise HerdError(f"{path}: tokenizer.ggml.tokens is missing; herd needs the vocabulary")
-    try:
-        return ModelConfig(
-            layers=int(number("block_count")),
-            dim=int(dim),
-            heads=int(heads),
-            kv_heads=int(number("attention.head_count_kv", heads)),
-            ffn_dim=int(number("feed_forward_length")),
-            vocab_size=len(vocabulary),
-            head_dim=int(number("rope.dimension_count", dim // heads)),
-            context=int(number("context_length")),
-            tied_embeddings="output.weight" not in tensors,
-            rope_theta=float(number("rope.freq_base", 10_000.0)),
-            norm_eps=float(np.float32(number("attention.layer_norm_rms_epsilon"))),
-        )
-    except HerdError as error:
-        raise HerdError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-
-
-def _state(path: Path, config: ModelConfig, tensors: Any, size: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-    from gguf.quants import dequantize
-
-    by_name = {tensor.name: tensor for tensor in tensors}
-    state: dict[str, Tensor] = {}
-    kinds: dict[str, int] = {}
-    for name, shape in tensor_shapes(config).items():
-        tensor = by_name.get(gguf_name(name))
-        if tensor is None:
-            raise HerdError(f"{path}: tensor {gguf_name(name)} is missing")
-        if tuple(reversed(tensor.shape.tolist())) != tuple(shape):
-            raise HerdError(f"{path}: {tensor.name} has shape {tensor.shape.tolist()[::-1]}, expected {list(shape)}")
-        if int(tensor.data_offset) + int(tensor.n_bytes) > size:
-            raise HerdError(f"{path}: {tensor.name} lies beyond the end of the file, which is cut short or damaged")
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except (NotImplementedError, ValueError) as error:
-            raise HerdError(
-                f"{path}: {tensor.name}: {tensor.tensor_type.name} can't be read ({_line(error)})"
-            ) from None
-        state[name] = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shape))
-        kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
-    check_tensors(config, state, str(path))
-    if bad := [name for name, value in state.items() if not bool(torch.isfinite(value).all())]:
-        raise HerdError(f"{path}: {gguf_name(bad[0])} holds values that are not finite")
-    return state, kinds
-
-
 def gguf_name(name: str) -> str:
-    """GGUF's name of one of our tensors."""
+    """GGUF's name of one of our tensors: layers.3.attention.wq.weight is blk.3.attn_q.weight."""
     parts = name.removesuffix(".weight").split(".")
     if parts[0] == "layers":
         return f"blk.{parts[1]}.{NAMES['.'.join(parts[2:])]}.weight"
     return f"{NAMES[parts[0]]}.weight"
 
 
-def _tokenizer(path: Path, fields: Mapping[str, Any], vocab_size: int) -> Tokenizer:
+def _config(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> ModelConfig:
+    if (architecture := fields.get("general.architecture")) != "llama":
+        raise HerdError(f"general.architecture is {architecture!r}; herd reads 'llama'")
+    if fields.get("llama.expert_count", 0) != 0:
+        raise HerdError(f"llama.expert_count is {fields['llama.expert_count']!r}; herd reads dense models")
+
+    def whole(key: str, default: int | None = None) -> int:
+        value, most = fields.get(f"llama.{key}", default), LARGEST.get(key, 2**31)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise HerdError(f"llama.{key} is {value!r}; expected a whole number from 1 to {most}")
+        return value
+
+    def real(key: str, default: float | None = None) -> float:
+        value = fields.get(f"llama.{key}", default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
+            raise HerdError(f"llama.{key} is {value!r}; expected a number above 0")
+        return float(str(np.float32(value)))  # the shortest number that is this float32: 1e-05, not 9.99999975e-06
+
+    dim, heads = whole("embedding_length"), whole("attention.head_count")
+    head_dim = whole("attention.key_length", dim // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if whole(key, head_dim) != head_dim:
+            raise HerdError(
+                f"llama.{key} is {fields[f'llama.{key}']}, the heads are {head_dim} wide; expected the same"
+            )
+    config = ModelConfig(
+        layers=whole("block_count"),
+        dim=dim,
+        heads=heads,
+        kv_heads=whole("attention.head_count_kv", heads),
+        ffn_dim=whole("feed_forward_length"),
+        vocab_size=len(_vocabulary(fields)),
+        head_dim=head_dim,
+        context=whole("context_length"),
+        tied_embeddings="output.weight" not in tensors,
+        rope_theta=real("rope.freq_base", 10_000.0),
+        norm_eps=real("attention.layer_norm_rms_epsilon"),
+    )
+    return config.stretched(config.context, _scaling(config, fields, tensors.get(ROPE_FACTORS)))
+
+
+def _scaling(config: ModelConfig, fields: Mapping[str, Any], factors: StoredTensor | None) -> RopeScaling | None:
+    """The stretching that a file's factors come from: Llama 3.1's and 3.2's are known, others are refused."""
+    kind = fields.get("llama.rope.scaling.type", "none")
+    if kind != "none" or any(key.startswith("llama.rope.scale") for key in fields):
+        raise HerdError(f"llama.rope.scaling.type is {kind!r}; herd reads Llama 3's scaling by {ROPE_FACTORS}, or none")
+    if factors is None:
+        return None
+    given = torch.from_numpy(_values(ROPE_FACTORS, factors)).flatten()
+    scaling = RopeScaling(factor=float(given.max()))
+    plain = rotary_frequencies(config.head_dim, config.rope_theta)
+    expected = plain / rotary_frequencies(config.head_dim, config.rope_theta, scaling)
+    if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3):
+        raise HerdError(f"{ROPE_FACTORS} is not the RoPE scaling of Llama 3.1 or 3.2, and herd knows no other")
+    return scaling
+
+
+def _state(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    shapes = tensor_shapes(config)
+    if unknown := sorted(tensors.keys() - {gguf_name(name) for name in shapes} - {ROPE_FACTORS}):
+        raise HerdError(f"unknown tensor {unknown[0]}; herd reads Llama models without biases")
+    state: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        stored = tensors.get(gguf_name(name))
+        if stored is None:
+            raise HerdError(f"tensor {gguf_name(name)} is missing")
+        if stored.shape != tuple(shape):
+            raise HerdError(f"{gguf_name(name)} has shape {list(stored.shape)}, expected {list(shape)}")
+        state[name] = torch.from_numpy(_values(gguf_name(name), stored))
+    return state
+
+
+def _values(name: str, stored: StoredTensor) -> np.ndarray:
+    try:
+        with np.errstate(all="ignore"):  # what comes out of damaged scales is looked at below
+            values = stored.values()
+    except NotImplementedError:
+        raise HerdError(f"{name}: its kind {stored.kind} can't be dequantized") from None
+    if not np.isfinite(values).all():
+        raise HerdError(f"{name} holds values that are not finite")
+    return values
+
+
+def _vocabulary(fields: Mapping[str, Any]) -> list[str]:
+    names = fields.get("tokenizer.ggml.tokens")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise HerdError("tokenizer.ggml.tokens is missing or not a list of texts; herd needs the vocabulary")
+    return names
+
+
+def _tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in PATTERN_OF:
-        known = ", ".join(PATTERN_OF)
-        raise HerdError(
-            f"{path}: tokenizer {model!r} with pre {pre!r} is not supported; herd reads 'gpt2' with {known}"
-        )
-    names, kinds = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != vocab_size:
-        raise HerdError(f"{path}: tokenizer.ggml.token_type does not have a kind for each of {vocab_size} tokens")
+    if model != "gpt2" or not isinstance(pre, str) or pre not in PATTERN_OF:
+        known = " or ".join(f"'{name}'" for name in PATTERN_OF)
+        raise HerdError(f"tokenizer {model!r} with pre {pre!r} is not supported; herd reads 'gpt2' with {known}")
+    names, kinds = _vocabulary(fields), fields.get("tokenizer.ggml.token_type")
+    if not isinstance(kinds, list) or len(kinds) != len(names):
+        raise HerdError(f"tokenizer.ggml.token_type does not have a kind for each of {len(names)} tokens")
     table = {character: value for value, character in enumerate(byte_characters())}
-    specials = {name: token for token, (name, kind) in enumerate(zip(names, kinds, strict=True)) if kind == CONTROL}
+    specials: dict[str, int] = {}
     ranks: dict[bytes, int] = {}
     for token, (name, kind) in enumerate(zip(names, kinds, strict=True)):
-        if kind != CONTROL:
-            if not all(character in table for character in name):
-                raise HerdError(f"{path}: token {token} is not spelled in byte-level characters")
+        if kind in (CONTROL, UNUSED):
+            specials[name] = token
+        elif kind != ORDINARY or not name or not all(character in table for character in name):
+            raise HerdError(f"token {token} ({name[:40]!r}, kind {kind!r}) is neither special nor byte-level text")
+        else:
             ranks[bytes(table[character] for character in name)] = token
-    if len(ranks) + len(specials) != vocab_size:
-        raise HerdError(f"{path}: the vocabulary has a token twice")
-    try:
-        return Tokenizer(ranks, specials, PATTERN_OF[pre])
-    except HerdError as error:
-        raise HerdError(f"{path}: {error}") from None
+    if len(ranks) + len(specials) != len(names):
+        raise HerdError("tokenizer.ggml.tokens has a token twice")
+    _check_merges(fields.get("tokenizer.ggml.merges"), {name: token for token, name in enumerate(names)})
+    return Tokenizer(ranks, specials, PATTERN_OF[pre])
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _check_merges(merges: Any, ids: Mapping[str, int]) -> None:
+    """Our encoder joins what gives the lowest id first: so merges must make tokens in the order of their ids."""
+    if not isinstance(merges, list):
+        raise HerdError("tokenizer.ggml.merges is missing; expected a list")
+    last = -1
+    for merge in merges:
+        joined = ids.get(merge.replace(" ", "", 1)) if isinstance(merge, str) else None
+        if joined is None or joined < last:
+            raise HerdError(f"tokenizer.ggml.merges: {merge!r} makes no token, or not in the order of ids")
+        last = joined

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from herd.console import HerdError
 from herd.model.tokenizer import PATTERNS, Tokenizer
 
 SCHEMA = 1
+CHATML = (  # renders what `dialog.encode` writes of messages without calls
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -23,13 +28,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in tokenizer.ranks.items())
     (folder / "tokenizer.model").write_bytes(b"".join(lines))
-    special: dict[str, int] | list[str] = tokenizer.special
-    if list(special.values()) == list(range(len(tokenizer.ranks), tokenizer.vocab_size)):
-        special = list(special)  # they follow the byte sequences, as in every vocabulary we train
+    special = list(tokenizer.special) if _specials_follow(tokenizer) else tokenizer.special
     note = {"schema": SCHEMA, "pattern": tokenizer.pattern, "ranks": len(tokenizer.ranks), "specials": special}
     _write_json(folder / "herd_tokenizer.json", note)
     _write_json(folder / "tokenizer.json", fast_tokenizer(tokenizer))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
+
+
+def _specials_follow(tokenizer: Tokenizer) -> bool:
+    """Whether the special tokens follow the byte sequences, as in every vocabulary we train."""
+    return list(tokenizer.special.values()) == list(range(len(tokenizer.ranks), tokenizer.vocab_size))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -37,7 +45,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     note_file, model_file = folder / "herd_tokenizer.json", folder / "tokenizer.model"
     try:
         note = json.loads(note_file.read_bytes())
-        schema, pattern, count, specials = (note[key] for key in ("schema", "pattern", "ranks", "specials"))
+        schema, pattern, size, specials = (note[key] for key in ("schema", "pattern", "ranks", "specials"))
     except FileNotFoundError:
         raise HerdError(f"{note_file}: missing; not a tokenizer that herd wrote") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -45,42 +53,32 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if schema != SCHEMA or pattern not in PATTERNS:
         known = ", ".join(map(repr, PATTERNS))
         raise HerdError(f"{note_file}: schema {schema} with pattern {pattern!r}; herd reads {SCHEMA}, {known}")
-    if isinstance(specials, dict):
-        first = _first_rank(specials, count, note_file)
-    else:
-        first = 0
-        if not isinstance(specials, list) or len({name for name in specials if isinstance(name, str)}) < len(specials):
-            raise HerdError(f"{note_file}: 'specials' is not a list of distinct names, or a table of names and ids")
-    ranks = read_ranks(model_file, first)
-    if len(ranks) != count:
-        raise HerdError(f"{model_file}: {len(ranks)} tokens, {note_file.name} promises {count}; the file is damaged")
+    places = list(specials.values()) if isinstance(specials, dict) else []
+    good = isinstance(specials, dict | list) and all(isinstance(name, str) for name in specials)
+    if not good or len(set(specials)) < len(specials) or not all(type(place) is int for place in places):
+        raise HerdError(f"{note_file}: 'specials' is not a list of distinct names, or a table of names and ids")
+    ranks = read_ranks(model_file, frozenset(places))
+    if len(ranks) != size:
+        raise HerdError(f"{model_file}: {len(ranks)} tokens, {note_file.name} promises {size}; the file is damaged")
     try:
         return Tokenizer(ranks, specials, pattern)
     except HerdError as error:
         raise HerdError(f"{note_file}: {error}") from None
 
 
-def _first_rank(specials: dict[str, Any], count: Any, note_file: Path) -> int:
-    """The id of the first byte sequence: the one that special tokens with ids of their own leave free."""
-    ids = {token for token in specials.values() if isinstance(token, int) and not isinstance(token, bool)}
-    free = sorted(set(range(len(specials) + count)) - ids) if isinstance(count, int) and count > 0 else []
-    if len(ids) < len(specials) or len(free) != count or free[-1] - free[0] >= count:
-        raise HerdError(f"{note_file}: ids under 'specials' do not leave {count} consecutive ids to the rest")
-    return free[0]
-
-
-def read_ranks(path: Path, first: int = 0) -> dict[bytes, int]:
+def read_ranks(path: Path, taken: frozenset[int] = frozenset()) -> dict[bytes, int]:
     """Tokens and ranks of a file in Meta's format.
 
-    Raises HerdError naming the line that is damaged: ranks count up from `first`, tokens are distinct, and where they
-    begin at 0, as all of ours do, every single byte is there.
+    Raises HerdError naming the line that is damaged: ranks count up from 0 past the ids `taken` by special tokens,
+    tokens are distinct, and where nothing is taken, as in all of ours, every single byte is there.
     """
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise HerdError(f"{path}: missing") from None
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, first):
+    free = (number for number in count() if number not in taken)
+    for line_number, (line, number) in enumerate(zip(lines, free, strict=False), 1):
         try:
             token, rank = line.split()
             if int(rank) != number:
@@ -88,8 +86,8 @@ def read_ranks(path: Path, first: int = 0) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = number
         except (ValueError, binascii.Error) as error:
             expected = "expected: base64 token, space, rank"
-            raise HerdError(f"{path}: line {number - first + 1} is damaged ({error}); {expected}") from None
-    if len(ranks) != len(lines) or (first == 0 and not all(bytes([value]) in ranks for value in range(256))):
+            raise HerdError(f"{path}: line {line_number} is damaged ({error}); {expected}") from None
+    if len(ranks) != len(lines) or not (taken or all(bytes([value]) in ranks for value in range(256))):
         raise HerdError(f"{path}: damaged: a token twice, or a single byte missing")
     return ranks
 
@@ -121,6 +119,9 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     def spell(token: bytes) -> str:
         return "".join(table[value] for value in token)
 
+    vocabulary = {spell(token): rank for token, rank in tokenizer.ranks.items()}
+    if not _specials_follow(tokenizer):  # what is not in here gets an id behind all others when it is loaded
+        vocabulary = dict(sorted((vocabulary | tokenizer.special).items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     processors = [byte_level]
@@ -150,7 +151,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {spell(token): rank for token, rank in tokenizer.ranks.items()},
+            "vocab": vocabulary,
             "merges": [f"{spell(a)} {spell(b)}" for a, b in merges(tokenizer.ranks)],
         },
     }
@@ -175,6 +176,7 @@ def _begin_with_bos(bos_id: int) -> dict[str, Any]:
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     bos, eos, pad = (tokenizer.decode([token]) for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
+    template = {"chat_template": CHATML} if tokenizer.chat_format == "chatml" else {}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
@@ -182,6 +184,7 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token": pad,
         "clean_up_tokenization_spaces": False,  # true would drop the space before a comma when decoding
         "model_input_names": ["input_ids", "attention_mask"],
+        **template,
     }
 
 

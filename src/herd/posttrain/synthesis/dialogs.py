@@ -77,6 +77,11 @@ def told(result: Result) -> str:
     return ("; " if kind == "table" else ", ").join(lines[:TOLD_ENTRIES]) + more
 
 
+def restore(view: View, session: Session) -> None:
+    """Take away the columns that questions added, so that each dialog is about the table as it was opened."""
+    session.run(f"df = df[{view.labels!r}]")
+
+
 def draw_turn(view: View, session: Session, chance: random.Random, held_out: bool) -> Turn:
     """A question that works on this table; those whose gold fails are drawn again."""
     while True:
@@ -87,6 +92,7 @@ def draw_turn(view: View, session: Session, chance: random.Random, held_out: boo
 
 def draw_dialog(view: View, session: Session, chance: random.Random, turns: int) -> Dialog:
     """A conversation of several questions about one table, ready to train on."""
+    restore(view, session)
     messages = [Message("system", system_prompt(view.facts))]
     for _ in range(turns):
         if chance.random() < TALK_SHARE:

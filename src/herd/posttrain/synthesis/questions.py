@@ -103,7 +103,7 @@ class Asking:
     def condition(self, *apart: Column) -> Condition | None:
         """A condition on a column that is none of `apart`."""
         numbers = [c for c in self.view.numbers if c not in apart]
-        groups = [c for c in self.view.groups if c not in apart and c.examples]
+        groups = [c for c in self.view.groups if c not in apart and values_of(c)]
         if groups and (not numbers or self.chance.random() < 0.65):
             return _is_value(self, self.chance.choice(groups))
         return _compared(self, self.chance.choice(numbers)) if numbers else None
@@ -122,12 +122,17 @@ class Condition:
         return {f"{name}2": text for name, text in self.slots.items() if name in ("cond", "has", "is")}
 
 
+def values_of(column: Column) -> list[str]:
+    """Values that a column is known to have, in full: an example that was cut is none."""
+    return [example for example in column.examples if not example.endswith("...")]
+
+
 def _slots(template: str) -> set[str]:
     return set(re.findall(r"\{(\w+)\}", template))
 
 
 def _is_value(ask: Asking, column: Column) -> Condition:
-    value = ask.chance.choice(column.examples[:6] if column.kind != "number" else column.examples[:2])
+    value = ask.chance.choice(values_of(column))
     name = ask.name(column)
     if column.kind == "number":
         number = float(value)
@@ -367,8 +372,9 @@ def share(ask: Asking) -> Question | None:
     where = ask.condition()
     if where is None:
         return None
-    text = ask.say(ph.SHARE, **where.slots)
-    percent = "percent" in text.lower()
+    frame = ask.say(ph.SHARE, **{name: f"<{name}>" for name in where.slots})
+    percent = "percent" in frame.lower()  # before the slots are filled: a column may be called percent
+    text = re.sub(r"<(\w+)>", lambda slot: where.slots[slot[1]], frame)
     code = f"({where.code}).mean()" + (" * 100" if percent else "")
     return Question("share", text, (Step(code),), "It is {} percent." if percent else "The share is {}.")
 

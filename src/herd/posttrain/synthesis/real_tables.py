@@ -58,7 +58,7 @@ def _clean(content: bytes) -> bytes | None:
         return None
     if len(rows) < ROWS[0] + 1 or len(rows) > ROWS[1] + 1 or len({len(row) for row in rows}) > 1:
         return None
-    if rows[0][0].strip().lower() in ("", "rownames", "unnamed: 0"):
+    if "".join(rows[0][:1]).strip().lower() in ("", "rownames", "unnamed: 0"):
         rows = [row[1:] for row in rows]
     if not COLUMNS[0] <= len(rows[0]) <= COLUMNS[1] or not all(rows[0]) or len(set(rows[0])) < len(rows[0]):
         return None

@@ -7,7 +7,8 @@ import random
 import re
 from collections.abc import Sequence
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+_WORD = re.compile(r"\d+|[^\W\d_]+")
+_CASED = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 def literal(value: object) -> str:
@@ -17,7 +18,7 @@ def literal(value: object) -> str:
 
 def natural(label: str) -> str:
     """`unit_price`, `UnitPrice` and `Unit.Price` as `unit price`; a label without letters stays as it is."""
-    words = _WORD.findall(label)
+    words = [part for word in _WORD.findall(label) for part in (_CASED.findall(word) if word.isascii() else [word])]
     return " ".join(word if word.isupper() and len(word) > 1 else word.lower() for word in words) or label
 
 
