@@ -17,9 +17,10 @@ from herd.cli import main
 from herd.console import HerdError
 from herd.evidence import CLAIMS, Claim, Ledger, write_claims
 from herd.prove import measure_again
-from herd.recipe import Section
+from herd.recipe import Recipe, Section, load_recipe
 from herd.run import execute
 from herd.stage import Stage
+from herd.stages import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -109,6 +110,7 @@ def test_a_verdict_for_what_came_out_again(
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == verdict
     assert published(toy.path)["dice"].content[:12] in "\n".join(printed)
+    assert any("not the same" in line for line in printed) == ("content" not in verdict and claim != "dice.speed")
     assert toy.files() == before and not list(toy.path.glob(".proof*"))
 
 
@@ -125,20 +127,34 @@ def test_a_lost_input_is_named_with_the_command_that_makes_it(toy: Toy) -> None:
 
 def test_an_artifact_that_was_deleted_is_said_with_the_command_that_makes_it(toy: Toy) -> None:
     shutil.rmtree(published(toy.path)["dice"].path)
-    with pytest.raises(HerdError, match="deleted since; to make it: herd run gone.toml"):
+    with pytest.raises(HerdError, match=r"deleted since; to make it: herd run gone\.toml"):
         measure_again(toy.path, "dice.executed.sixes")
 
 
 def test_other_settings_are_another_claim(toy: Toy) -> None:
     toy.settings = ToySettings(questions=7)
-    with pytest.raises(HerdError, match="other settings than the recipe has now .questions."):
+    with pytest.raises(HerdError, match=r"other settings than the recipe has now \(questions\)"):
         measure_again(toy.path, "dice.executed.sixes")
 
 
 def test_own_files_that_are_not_there_are_said(toy: Toy) -> None:
     toy.facts = {"own-tables": "another digest"}
-    with pytest.raises(HerdError, match="files it reads besides its inputs .* not where it was"):
+    with pytest.raises(HerdError, match=r"files it reads besides its inputs .* not where it was"):
         measure_again(toy.path, "dice.executed.sixes")
+
+
+def test_a_stage_that_reads_no_own_files_is_proved_without_them(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = '[posttrain]\n[[posttrain.source]]\nkind = "own-tables"\nname = "sales"\npath = "sales.csv"\n'
+    (toy.path / "recipe.toml").write_text(RECIPE + own)
+
+    def with_sales(recipe: Recipe, base: Path) -> list[Stage]:
+        stages(recipe, base)  # the real one: what it says of a file that is not there
+        return toy.plan()
+
+    monkeypatch.setattr("herd.prove.stages", with_sales)
+    assert measure_again(toy.path, "dice.executed.sixes").verdict == "same value, same content"
+    with pytest.raises(HerdError, match=r"sales\.csv"):
+        stages(load_recipe(toy.path / "recipe.toml"), toy.path)
 
 
 def test_an_unknown_claim_names_those_that_are_close(toy: Toy, capsys: Any) -> None:

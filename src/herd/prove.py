@@ -22,10 +22,12 @@ from herd.artifact import MANIFEST, RECORDED, Artifact, canonical_json, open_art
 from herd.console import HerdError, say
 from herd.evidence import CLAIMS, Claim, Entry, Ledger, claims_of
 from herd.recipe import Recipe, load_recipe
+from herd.report_reading import exact
 from herd.run import execute
 from herd.stages import Stage, stages
 
 CLOSE = 6  # ids offered for one that is not there
+SHOWN = 6  # files that are not the same
 READ_OWN_FILES = ("sources", "questions")  # stages that read the user's own files
 OWN_FILES = ("folder", "own-tables", "own-chats")  # kinds of source that are such files
 
@@ -34,7 +36,8 @@ OWN_FILES = ("folder", "own-tables", "own-chats")  # kinds of source that are su
 class Comparison:
     """A claim as it was recorded and as it came out again, with the content hashes of both artifacts.
 
-    timing: the claim is a speed or a time, kept under `recorded/`, which two honest runs do not share.
+    timing: the claim is a speed or a time, kept under `recorded/`, which two honest runs do not share. differing:
+    names of the files whose content is not the same.
     """
 
     recorded: Claim
@@ -42,6 +45,7 @@ class Comparison:
     recorded_content: str
     content: str
     timing: bool = False
+    differing: tuple[str, ...] = ()
 
     @property
     def inside(self) -> bool:
@@ -82,9 +86,12 @@ def prove(run: Path, id: str) -> int:
         ("again", comparison.again, comparison.content),
     ):
         table.add_row(
-            title, f"{claim.value:.6g} {claim.unit}", interval(claim), f"{claim.n:,} {claim.of}", content[:12]
+            title, f"{exact(claim.value)} {claim.unit}", interval(claim), f"{claim.n:,} {claim.of}", content[:12]
         )
     console.print(table)
+    if others := comparison.differing:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        console.print(f"not the same: {', '.join(others[:SHOWN])}{more}", markup=False, soft_wrap=True)
     console.print(comparison.verdict, markup=False)
     return 0 if comparison.holds else 1
 
@@ -106,7 +113,8 @@ def measure_again(run: Path, id: str) -> Comparison:
         found = {claim.id: claim for claim in claims_of(again)}
         if id not in found:
             raise HerdError(f"{id}: stage {stage.name} of this version of herd does not make this claim")
-        return Comparison(entry.claim, found[id], artifact.content, again.content, _is_timing(artifact, id))
+        contents, timing = (artifact.content, again.content), _is_timing(artifact, id)
+        return Comparison(entry.claim, found[id], *contents, timing, _differing(artifact, again))
 
 
 def find_entry(run: Path, id: str) -> Entry:
@@ -220,6 +228,13 @@ def _compare_settings(run: Path, stage: Stage, inputs: dict[str, Artifact], arti
         say(f"{stage.name} was version {then['version']} then, now {now['version']}")
 
 
+def _differing(first: Artifact, second: Artifact) -> tuple[str, ...]:
+    """Names of files that are in one artifact only or have another content; `recorded/` is not content."""
+    files = [{n: e.get("identity", e["sha256"]) for n, e in a.manifest["files"].items()} for a in (first, second)]
+    names = sorted(name for name in files[0] | files[1] if not name.startswith(f"{RECORDED}/"))
+    return tuple(name for name in names if files[0].get(name) != files[1].get(name))
+
+
 def _words(hardware: Any) -> str:
     return ", ".join(f"{key} {value}" for key, value in hardware.items()) if hardware else "not recorded"
 
@@ -236,7 +251,7 @@ def print_claims(run: Path) -> None:
     for column in ("value", "interval"):
         table.add_column(column, no_wrap=True)
     for id, entry in sorted(Ledger(run).latest().items()):
-        table.add_row(id, f"{entry.claim.value:.6g} {entry.claim.unit}", interval(entry.claim))
+        table.add_row(id, f"{exact(entry.claim.value)} {entry.claim.unit}", interval(entry.claim))
     Console(highlight=False).print(table)
 
 
@@ -244,4 +259,4 @@ def interval(claim: Claim) -> str:
     """An interval as people write it, empty where the claim has none."""
     if claim.low is None or claim.high is None:
         return ""
-    return f"{claim.low:.6g} to {claim.high:.6g}" + (f" at {claim.confidence:.0%}" if claim.confidence else "")
+    return f"{exact(claim.low)} to {exact(claim.high)}" + (f" at {claim.confidence:.0%}" if claim.confidence else "")

@@ -16,10 +16,11 @@ from herd.intervals import wilson
 from herd.report_reading import Run, json_lines
 
 EXAMPLES = 8
-LONGEST = 220  # characters of a result that are shown
+LONGEST, LINES = 220, 6  # characters and lines of a result that are shown
 CAUSES = {  # in the order they are tried; the last is what is left
     "no call": "was answered in words, without running anything",
     "did not run": "ended in an error",
+    "went on": "had run the right code, and then ran another",
     "other columns": "used other columns than the right code",
     "other value": "used the right columns and got another value",
 }
@@ -92,6 +93,8 @@ def cause(row: Row, columns: Sequence[str] | None) -> str:
         return "no call"
     if not row["executed"]:
         return "did not run"
+    if set(row["gold"]["code"][-1:]) & set(row["codes"][:-1]):
+        return "went on"
     used, right = (labels("\n".join(codes), columns) for codes in (row["codes"], row["gold"]["code"]))
     return "other columns" if used != right else "other value"
 
@@ -157,8 +160,9 @@ def _example(row: Row) -> dict[str, str]:
 
 def cut(text: str) -> str:
     """The beginning of a long text."""
-    text = text.strip()
-    return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"
+    whole = text.strip()
+    start = "\n".join(whole.splitlines()[:LINES])[:LONGEST].rstrip()
+    return start if start == whole else f"{start} …"
 
 
 def say_value(value: Row | None) -> str:

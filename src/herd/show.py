@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from herd.artifact import published, verify
+from herd.artifact import Artifact, published, verify
 from herd.console import duration, human_bytes, human_count
-from herd.evidence import Ledger
+from herd.evidence import Claim, Ledger
 from herd.model.config import ModelConfig
 from herd.pretrain.plan import TrainingPlan, member_plan, model_config
 from herd.recipe import Member, Recipe, Section, Size, load_recipe
 from herd.run import member_artifact
+from herd.stages_adopted import STEPS
 from herd.train.planner import plan_mesh
 
 
@@ -34,10 +35,6 @@ def print_recipe(path: Path) -> None:
     for member in recipe.member:
         console.print()
         console.print(_derived(recipe, member))
-    if recipe.posttrain or recipe.safety:
-        console.print(
-            "\n[posttrain] and [safety] are validated and printed; no stage of this version reads them.", markup=False
-        )
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
@@ -69,6 +66,10 @@ def _derived(recipe: Recipe, member: Member) -> Table:
     table = Table(title=f"member {member.name} ({member.role})", title_justify="left", box=None, pad_edge=False)
     for column in ("derived", "value", "rule"):
         table.add_column(column, overflow="fold")
+    if member.adopted or recipe.scaling is None or recipe.pretrain is None:
+        for row in _adopted_rows(recipe, member):
+            table.add_row(*row)
+        return table
     plan = member_plan(recipe.scaling, recipe.pretrain, member, recipe.tokenizer.vocab_size, None)
     if isinstance(member.size, Size):
         config = model_config(member.size, recipe.pretrain, recipe.tokenizer.vocab_size)
@@ -86,6 +87,20 @@ def _derived(recipe: Recipe, member: Member) -> Table:
         for row in _plan_rows(recipe, plan):
             table.add_row(*row)
     return table
+
+
+def _adopted_rows(recipe: Recipe, member: Member) -> Iterator[tuple[str, str, str]]:
+    """What a recipe settles about a member of open weights; the rest is read from the weights."""
+    yield "weights", member.from_, "member.from; size and licence are read from them"
+    if member not in recipe.assistants or recipe.posttrain is None:
+        yield "post-training", "none", "no [posttrain], or its members leave this one out"
+        return
+    posttrain, sizes = recipe.posttrain, recipe.posttrain.synthesis
+    most = f"{sizes.dialogs:,} dialogs of up to {sizes.turns} questions, {sizes.chats:,} chats"
+    yield "SFT", most, "posttrain.synthesis, and own chats of posttrain.source"
+    drawn = f"up to {posttrain.samples_per_prompt * sizes.sample_questions:,}"
+    yield "samples", drawn, "samples_per_prompt * sample_questions that one call answers"
+    yield "test questions", f"{2 * sizes.test_questions:,}", "test_questions of each kind of phrasing"
 
 
 def _size_rows(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
@@ -172,31 +187,62 @@ def print_status(run: Path, check_files: bool) -> int:
 
 
 def print_members(run: Path) -> None:
-    """The members that are trained: size, training, loss, speed and memory, from the ledger."""
+    """The members that are there, from the ledger: those from scratch by their loss, adopted ones by their answers."""
     recipe = load_recipe(run / "recipe.toml")
     done = published(run)
     current = {artifact.path.name for artifact in done.values()}
     claims = {id: entry.claim for id, entry in Ledger(run).latest().items() if entry.artifact in current}
-    table = Table(title=f"{recipe.family.name} ({run})", title_justify="left", box=None, pad_edge=False)
-    for column in ("member", "role", "parameters", "context", "trained on", "bits per byte", "decode", "memory"):
-        table.add_column(column)
-    for member in recipe.member:
-        if f"pretrain-{member.name}" not in done:
-            table.add_row(member.name, member.role, "not trained yet")
-            continue
-        config = ModelConfig.from_dict(member_artifact(run, member.name).json("config.json"))
-        tokens = done[f"pretrain-{member.name}"].json("training.json")["tokens"]
-        loss, speed, memory = (
-            claims.get(f"{member.name}.{c}") for c in ("bits-per-byte", "decode.tokens-per-second", "memory.bytes")
-        )
-        table.add_row(
-            member.name,
-            member.role,
-            human_count(config.parameters),
-            str(config.context),
-            f"{human_count(tokens)} tokens",
-            f"{loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}]" if loss else "-",
-            f"{speed.value:.0f} tokens/s" if speed else "-",
-            human_bytes(memory.value) if memory else "-",
-        )
-    Console().print(table)
+    title = f"{recipe.family.name} ({run})"
+    scratch = [member for member in recipe.member if not member.adopted]
+    adopted = [member for member in recipe.member if member.adopted]
+    for members, columns, row in (
+        (scratch, ("parameters", "context", "trained on", "bits per byte", "decode", "memory"), _scratch_row),
+        (adopted, ("parameters", "context", "licence", "right on unseen questions", "step", "memory"), _adopted_row),
+    ):
+        if members:
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for column in ("member", "role", *columns):
+                table.add_column(column)
+            for member in members:
+                table.add_row(member.name, member.role, *row(run, member.name, done, claims))
+            Console().print(table)
+
+
+def _scratch_row(run: Path, name: str, done: dict[str, Artifact], claims: dict[str, Claim]) -> tuple[str, ...]:
+    if f"pretrain-{name}" not in done:
+        return ("not trained yet",)
+    config = ModelConfig.from_dict(member_artifact(run, name).json("config.json"))
+    tokens = done[f"pretrain-{name}"].json("training.json")["tokens"]
+    speed, memory = (claims.get(f"{name}.{claim}") for claim in ("decode.tokens-per-second", "memory.bytes"))
+    return (
+        human_count(config.parameters),
+        str(config.context),
+        f"{human_count(tokens)} tokens",
+        _with_interval(claims.get(f"{name}.bits-per-byte"), "{:.3f}"),
+        f"{speed.value:.0f} tokens/s" if speed else "-",
+        human_bytes(memory.value) if memory else "-",
+    )
+
+
+def _adopted_row(run: Path, name: str, done: dict[str, Artifact], claims: dict[str, Claim]) -> tuple[str, ...]:
+    """Accuracy after the last step that was measured; memory of weights in bf16 and the cache of one full context."""
+    if f"adopt-{name}" not in done:
+        return ("not adopted yet",)
+    config = ModelConfig.from_dict(member_artifact(run, name).json("config.json"))
+    measured = [step for step in ("zero-shot", *STEPS.values()) if f"{name}.executed.unseen.{step}" in claims]
+    accuracy = claims[f"{name}.executed.unseen.{measured[-1]}"] if measured else None
+    return (
+        human_count(config.parameters),
+        str(config.context),
+        done[f"adopt-{name}"].json("origin.json").get("licence") or "not stated",
+        _with_interval(accuracy, "{:.1%}"),
+        measured[-1] if measured else "-",
+        human_bytes(2 * config.parameters + config.context * config.kv_cache_bytes_per_token()),
+    )
+
+
+def _with_interval(claim: Claim | None, form: str) -> str:
+    if claim is None:
+        return "-"
+    ends = [form.format(end) for end in (claim.low, claim.high) if end is not None]
+    return form.format(claim.value) + (f" [{', '.join(ends)}]" if ends else "")

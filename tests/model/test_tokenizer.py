@@ -181,3 +181,64 @@ def test_a_damaged_file_is_named(file, damage, named, tokenizer, tmp_path):
     with pytest.raises(HerdError, match=named) as caught:
         Tokenizer.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+PLACES = {"first": (0, 1, 2, 3, 4), "between": (0, 7, 300, 301, 302), "last": (1008, 1009, 1010, 1011, 1012)}
+CHATML_SPECIALS = ("<|im_start|>", "<|endoftext|>", "<jupyter_code>", "<|im_end|>", "<empty_output>")
+
+
+@pytest.fixture(params=PLACES)
+def placed(request, tokenizer):
+    """The trained ranks with ChatML's special tokens in other places."""
+    places = PLACES[request.param]
+    free = [token for token in range(1008 + 5) if token not in places]
+    ranks = dict(zip(tokenizer.ranks, free, strict=True))
+    return Tokenizer(ranks, dict(zip(CHATML_SPECIALS, places, strict=True)), "smollm")
+
+
+def test_specials_may_be_anywhere_and_stay_there(placed, tokenizer, tmp_path):
+    for text in (*TEXTS[:2], WORLD):
+        ids = placed.encode(text)
+        assert placed.decode(ids) == text and not set(ids) & set(placed.special.values())
+        assert [i.tolist() for i in placed.encode_documents([text], 2)] == [ids]
+    placed.save(tmp_path)
+    again, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (again.ranks, again.special, again.pattern) == (placed.ranks, placed.special, "smollm")
+    for text in (*TEXTS, WORLD, "a  1  b\n\n 22"):
+        assert again.encode(text) == placed.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert theirs.decode(placed.encode(text)) == text
+    assert theirs.convert_ids_to_tokens(list(placed.special.values())) == list(CHATML_SPECIALS)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (placed.eos_id, placed.pad_id) and len(theirs) == 1013
+
+
+def test_chatml_puts_nothing_before_a_text(placed, tokenizer, tmp_path):
+    """Its bos begins a message; in front of a text it would make the first word a role."""
+    assert placed.encode("hello", bos=True, eos=True) == [*placed.encode("hello"), placed.eos_id]
+    assert (placed.chat_format, tokenizer.chat_format) == ("chatml", "llama3")
+    assert placed.call_id == placed.special["<jupyter_code>"]
+    assert tokenizer.call_id == tokenizer.special["<|python_tag|>"]
+    assert placed.stop_ids == {placed.special["<|im_end|>"], placed.special["<|endoftext|>"]}
+    placed.save(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("hello")["input_ids"] == placed.encode("hello")
+
+
+def test_smollm_keeps_digits_apart_and_blanks_before_them_together(tokenizer):
+    ranks = {bytes([value]): value for value in range(256)} | {b"  ": 256, b"12": 257, b" 1": 258, b" a": 259}
+    one = Tokenizer(ranks, CHATML_SPECIALS, "smollm")
+    assert one.encode("  12") == [256, ord("1"), ord("2")]
+    assert one.encode("   a") == [256, 259] and one.encode(" 1") == [ord(" "), ord("1")]
+
+
+def test_wrong_specials_are_named(tokenizer, placed, tmp_path):
+    with pytest.raises(HerdError, match=r"special token '<\|im_end\|>' is missing, which the chat format chatml needs"):
+        Tokenizer(tokenizer.ranks, CHATML_SPECIALS[:3], "smollm")
+    with pytest.raises(HerdError, match="the 1013 ids of tokens and specials do not count from 0 without gaps"):
+        Tokenizer(tokenizer.ranks, dict.fromkeys(CHATML_SPECIALS, 1012), "smollm")
+    placed.save(tmp_path)
+    note = json.loads((tmp_path / "herd_tokenizer.json").read_text())
+    if isinstance(note["specials"], dict):
+        (tmp_path / "herd_tokenizer.json").write_text(
+            json.dumps(note | {"specials": dict.fromkeys(CHATML_SPECIALS, "1")})
+        )
+        with pytest.raises(HerdError, match=r"herd_tokenizer\.json: 'specials' is not a list of distinct names, or a"):
+            Tokenizer.load(tmp_path)

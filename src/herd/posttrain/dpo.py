@@ -131,7 +131,15 @@ def _dev_score(
     network = build(model.config, weights).to(hardware.device, hardware.dtype)
     asked = [q for q in read_questions(questions.file("questions.jsonl")) if q.split == "dev"]
     title = f"{settings.member}: dev questions"
-    rows = answer_questions(Engine(network, tokenizer), tokenizer, asked, questions.path / "tables", title, max_calls=2, sandbox=settings.sandbox)
+    rows = answer_questions(
+        Engine(network, tokenizer),
+        tokenizer,
+        asked,
+        questions.path / "tables",
+        title,
+        max_calls=2,
+        sandbox=settings.sandbox,
+    )
     return sum(row["right"] for row in rows) / len(rows)
 
 

@@ -151,5 +151,5 @@ def score(
 
 def _claim(member: str, hits: int, n: int) -> Claim:
     low, high = wilson(hits, n, CONFIDENCE)
-    what = f"{member}: pairs of a right and a wrong answer, to questions not trained on, that the reward model orders right"
+    what = f"{member}: right against wrong answers to questions not trained on that the reward model orders right"
     return Claim(f"{member}.reward.pairs", what, hits / n, "fraction", n, "pairs", low, high, CONFIDENCE, "Wilson")

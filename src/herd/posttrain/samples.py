@@ -25,9 +25,9 @@ from herd.model.generation import Completion, Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.posttrain.tuning import seed_of
 from herd.recipe import Compute, Section
-from herd.tools.columns import call_grammar
 from herd.tools.prompts import system_prompt
 from herd.tools.sandbox import Backend, Sandbox
+from herd.tools.turns import grammar_of
 from herd.train.hardware import choose_hardware
 from herd.train.workers import set_threads
 
@@ -87,7 +87,7 @@ def draw_samples(
             with sandbox.session() as session:
                 facts = session.open_table(tables / question.table)
             dialogs.append(Dialog((Message("system", system_prompt(facts)), Message("user", question.text))))
-            grammars.append(call_grammar([column.name for column in facts.columns], tokenizer.call_id))
+            grammars.append(grammar_of(dialogs[-1], facts, tokenizer))
         prompts = [prompt(dialog, tokenizer) for dialog in dialogs for _ in range(count)]
         settings = [replace(sampling, grammar=grammar) for grammar in grammars for _ in range(count)]
         completions = generator.generate(prompts, settings)

@@ -2,9 +2,10 @@
 
 The grammar is in the Lark syntax of llguidance. It reads code as free text without quotes, cut by string literals, and
 the text before a string decides which strings may follow. After `[ ( { , = :` comes a label of the table, or one the
-code has created. A comparison and the methods of `VALUE_METHODS` take any string, aggregations and options a word of
-a fixed list. A label is created by a line `df["ratio"] = ...`, its name one of `NEW_LABELS`, and counts from the next
-line on. Comments, single quotes and f-strings do not occur; a string does not begin a line.
+code has created. After == and != comes a known value, where these are given (`known_values`). Other comparisons and
+the methods of `VALUE_METHODS` take any string, aggregations and options a word of a fixed list. A label is created by
+a line `df["ratio"] = ...`, its name one of `NEW_LABELS`, and counts from the next line on. Comments, single quotes and
+f-strings do not occur; a string does not begin a line.
 
 What the grammar cannot do: check attribute access (`df.price` is free text), labels inside the strings of `query` and
 `eval` (these strings are refused), or whether free text is Python at all. It forbids rows by label (`.loc["Paris"]`)
@@ -14,7 +15,10 @@ and labels that other ways create (`rename`, `assign`). The length of a call is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from herd.tools.table import TableFacts
 
 NEW_LABELS = (
     "ratio",
@@ -33,6 +37,7 @@ NEW_LABELS = (
 AGGREGATIONS = ("mean", "sum", "median", "min", "max", "count", "size", "std", "nunique", "first", "last")
 OPTIONS = ("pearson", "spearman", "kendall", "coerce", "any", "all", "first", "last", "int", "float", "str", "number")
 VALUE_METHODS = ("contains", "startswith", "endswith", "fillna", "strftime", "to_period")
+MOST_VALUES, MOST_SAID, LONGEST_PHRASE = 400, 400, 6
 TARGETED = 16  # bits from here on: a line has assigned to this new label; below: that line has ended
 
 _FREE = r"""[^\x00-\x1f\x7f"'\\#;]"""
@@ -40,7 +45,8 @@ _RULES = rf"""
 FREE: /{_FREE}+/
 NEXT_LINE: /{_FREE}*[\n;][\n; ]*/
 BEFORE_LABEL: /{_FREE}*[\[({{,=:] ?/
-BEFORE_VALUE: /{_FREE}*([=!<>]=|[A-Za-z0-9_\]) ][<>]) ?/ | /{_FREE}*\.({"|".join(VALUE_METHODS)})\(/
+BEFORE_EQUAL: /{_FREE}*[=!]= ?/
+BEFORE_VALUE: /{_FREE}*([<>]=|[A-Za-z0-9_\]) ][<>]) ?/ | /{_FREE}*\.({"|".join(VALUE_METHODS)})\(/
     | /{_FREE}*[ ,(]format=/ | /({_FREE}*[ =(])?print\(/
 BEFORE_VALUES: /{_FREE}*\.(isin\(\[|between\(|replace\(|split\()/
 BEFORE_NAMED: /{_FREE}*[a-z_]=\(/
@@ -60,6 +66,7 @@ entries::_: entry::_ | entry::_ ENTRY_END entries::_
 body::_: ""
     | FREE
     | BEFORE_LABEL label::_ body::_
+    | BEFORE_EQUAL EQUAL body::_
     | BEFORE_VALUE VALUE body::_
     | BEFORE_VALUES values body::_
     | BEFORE_NAMED label::_ COMMA AGGREGATION body::_
@@ -69,10 +76,11 @@ body::_: ""
 """
 
 
-def call_grammar(labels: Sequence[str], call_id: int | None) -> str:
+def call_grammar(labels: Sequence[str], call_id: int | None, values: Sequence[str] | None = None) -> str:
     """What the assistant may write: text, or the call's token and then code, or both in this order.
 
-    `labels` are the columns as they are now; they may hold any characters. Without a `call_id` there are no calls.
+    `labels` are the columns as they are now; they may hold any characters. With `values`, what a column is compared
+    with by == or != is one of these (`known_values`). Without a `call_id` there are no calls.
     """
     if call_id is None:
         return "start: TEXT\nTEXT: /(?s:.*)/"
@@ -91,11 +99,44 @@ def call_grammar(labels: Sequence[str], call_id: int | None) -> str:
         *(f"    | TARGET {text} ASSIGN body::set_bit({TARGETED + b}) %if bit_clear({b})" for b, text in new),
         "label::_: " + ("KNOWN" if known else '"no column"'),
         *(f"    | {text} %if bit_set({b})" for b, text in new),
+        "EQUAL: " + (_any_of(_quoted(value) for value in dict.fromkeys(values)) if values else "VALUE"),
         "AGGREGATION: " + _any_of(map(_quoted, AGGREGATIONS)),
         "OPTION: " + _any_of(map(_quoted, OPTIONS)),
         *(["KNOWN: " + _any_of(known)] if known else []),
     ]
     return "\n".join(rules) + "\n"
+
+
+def known_values(facts: TableFacts, said: Sequence[str]) -> list[str]:
+    """What a column may be compared with: values that the table is known to have, and what was said.
+
+    `said` are the user's words and earlier results. A value that nobody named and that is not in the table is
+    invented; one that a person named stays, so that asking for what is not there gives nothing instead of something
+    else. What was said in another case than the table has it is left out, and so are the columns' names.
+    """
+    texts = [column for column in facts.columns if column.kind in ("text", "bool")]
+    values = list(dict.fromkeys(value for column in texts for value in column.examples if not value.endswith("...")))
+    taken = {value.casefold() for value in values} | {_plain(column.name) for column in facts.columns}
+    for text in said:
+        for phrase in _phrases(text):
+            if phrase.casefold() not in taken and _plain(phrase) not in taken:
+                taken.add(phrase.casefold())
+                values.append(phrase)
+    return values[:MOST_VALUES]
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", label.casefold()).strip()
+
+
+def _phrases(text: str) -> Iterator[str]:
+    """Every run of up to six words of a text's beginning, without the punctuation around it."""
+    words = list(re.finditer(r"\S+", text[:MOST_SAID]))
+    for first in range(len(words)):
+        for last in range(first, min(first + LONGEST_PHRASE, len(words))):
+            phrase = text[words[first].start() : words[last].end()].strip("\"'.,;:?!()|")
+            if phrase and not any(ord(character) < 32 for character in phrase):
+                yield phrase
 
 
 def _any_of(choices: Iterable[str]) -> str:

@@ -13,10 +13,12 @@ from herd.console import progress
 from herd.model.dialog import Dialog, Message, parse, prompt
 from herd.model.generation import Completion, Generator, Sampling
 from herd.model.tokenizer import Tokenizer
-from herd.tools.columns import call_grammar
+from herd.tools.columns import call_grammar, known_values
 from herd.tools.sandbox import Result, Session
+from herd.tools.table import TableFacts
 
 MAX_CALLS = 3
+SAID_MESSAGES = 4  # the newest of these may name a value
 UNFINISHED = "the call was cut off before its end"
 
 
@@ -26,7 +28,7 @@ class Episode:
 
     dialog: Dialog
     session: Session
-    labels: Sequence[str]
+    facts: TableFacts
     results: list[Result] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     done: bool = False
@@ -36,6 +38,13 @@ class Episode:
         """The code of its calls so far."""
         calls = (call for message in self.dialog.messages for call in message.calls)
         return [call.code for call in calls if call.code is not None]
+
+
+def grammar_of(dialog: Dialog, facts: TableFacts, tokenizer: Tokenizer) -> str:
+    """What the assistant may say next: calls on the table's columns, compared with values it has or that were said."""
+    said = [message.content for message in dialog.messages if message.role in ("user", "tool")]
+    values = known_values(facts, said[-SAID_MESSAGES:])
+    return call_grammar([column.name for column in facts.columns], tokenizer.call_id, values)
 
 
 def take(episode: Episode, completion: Completion, tokenizer: Tokenizer, max_calls: int = MAX_CALLS) -> None:
@@ -80,17 +89,14 @@ def run_episodes(
 ) -> None:
     """Advance all episodes to their ends, all open ones together: generate, execute, generate again.
 
-    `sampling.grammar` is set for each episode to the columns of its table, unless `use_grammar` is off.
+    `sampling.grammar` is set for each episode by its table and what was said, unless `use_grammar` is off.
     """
-    grammars: dict[tuple[str, ...], str] = {}
     with progress(title, len(episodes)) as bar:
         while open_ones := [episode for episode in episodes if not episode.done]:
-            settings = []
-            for episode in open_ones:
-                labels = tuple(episode.labels)
-                if use_grammar and labels not in grammars:
-                    grammars[labels] = call_grammar(labels, tokenizer.call_id)
-                settings.append(replace(sampling, grammar=grammars.get(labels)))
+            settings = [
+                replace(sampling, grammar=grammar_of(episode.dialog, episode.facts, tokenizer) if use_grammar else None)
+                for episode in open_ones
+            ]
             prompts = [prompt(episode.dialog, tokenizer) for episode in open_ones]
             for episode, completion in zip(open_ones, generator.generate(prompts, settings), strict=True):
                 take(episode, completion, tokenizer, max_calls)

@@ -18,7 +18,7 @@ from herd.data.cache import folder
 from herd.data.readers import Unavailable
 from herd.data.tables import check_digest, fetch_package
 from herd.model.config import RopeScaling
-from herd.model.dialog import Dialog, Message, encode, prompt
+from herd.model.dialog import Message, encode, from_openai, prompt
 from herd.model.formats.gguf import gguf_name, read_gguf
 from herd.model.formats.native import build
 from herd.model.formats.tokenizer_files import byte_characters
@@ -165,7 +165,7 @@ def test_llama_31_scaling_is_read_from_its_factors(gguf_fields, write_gguf, tmp_
 def smollm_tokenizer(path):
     """transformers' tokenizer of a file, with the split of SmolLM2's tokenizer.json.
 
-    transformers 5.23 does not read `tokenizer.ggml.pre` and splits like GPT-2: blanks before a digit come out otherwise.
+    transformers 5.23 does not read `tokenizer.ggml.pre` but splits like GPT-2: blanks before a digit differ then.
     """
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -389,7 +389,7 @@ def test_smollm2_is_what_transformers_reads(smollm2):
 
     tokenizer = smollm_tokenizer(smollm2)
     many = [*texts(300), *(path.read_text(errors="replace")[:5_000] for path in LIBRARY.glob("[a-d]*/*.py"))]
-    assert len(many) > 400
+    assert len(many) > 300
     for text in many:
         assert found.tokenizer.encode(text) == tokenizer.encode(text, add_special_tokens=False)
 
@@ -399,7 +399,7 @@ def test_smollm2_is_what_transformers_reads(smollm2):
     torch.testing.assert_close(ours, theirs(tokens).logits, atol=1e-4, rtol=0)
 
     messages = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "What is 2+2?\n\n 17"}]
-    dialog = Dialog(tuple(Message(m["role"], m["content"]) for m in messages))
+    dialog = from_openai(messages)
     answered = [*messages, {"role": "assistant", "content": "4"}]
     render = tokenizer.apply_chat_template
     assert prompt(dialog, found.tokenizer) == render(messages, add_generation_prompt=True, return_dict=False)

@@ -13,9 +13,7 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (  # ways to s
     ),
     (
         ("What can you do?", "How can you help me?", "What are you able to do?", "Who are you?", "help"),
-        (
-            "I answer questions about this table by running small pandas programs: totals, averages, counts, groups, rankings and more.",
-        ),
+        ("I answer questions about this table by running small pandas programs: totals, counts, groups and more.",),
     ),
     (
         ("What is a median?", "What does median mean?", "Explain the median", "what's a median"),
@@ -23,9 +21,7 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (  # ways to s
     ),
     (
         ("What is the difference between mean and median?", "How does a mean differ from a median?"),
-        (
-            "The mean adds all values and divides by their number; the median is the middle value and is hardly moved by extremes.",
-        ),
+        ("The mean adds all values and divides by their number; the median is the middle one.",),
     ),
     (
         ("What is a correlation?", "What does correlation mean?", "Explain correlation to me"),

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from herd.evaluate.answers import Value
 from herd.model.dialog import Dialog, Message, python_call
 from herd.posttrain.synthesis.chat import SMALL_TALK
-from herd.posttrain.synthesis.questions import Question, View, draw_question
+from herd.posttrain.synthesis.kinds import draw_question
+from herd.posttrain.synthesis.questions import Question, View
 from herd.posttrain.synthesis.words import literal, natural
 from herd.tools.prompts import system_prompt
 from herd.tools.sandbox import Result, Session
