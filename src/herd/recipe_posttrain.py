@@ -60,8 +60,8 @@ class Synthesis(Section):
     sample_questions: Positive = Field(default=200, description="questions that rejection sampling answers")
     dev_questions: Positive = Field(default=60, description="on tables trained on; averaging is accepted by these")
     test_questions: Positive = Field(default=150, description="on tables never trained on, of each kind of phrasing")
-    chats: Positive = Field(default=60, description="general chats kept in training; as many more measure retention")
-    chat_tokens: Positive = 48
+    chats: Positive = Field(default=40, description="general chats kept in training; as many more measure retention")
+    chat_tokens: Positive = Field(default=96, description="an answer of a general chat that is longer is left out")
 
 
 class Posttrain(Section):

@@ -11,8 +11,9 @@ from herd.artifact import published
 from herd.console import HerdError
 from herd.evaluate.answers import read_questions
 from herd.evidence import Ledger
-from herd.posttrain.chats import answer
-from herd.recipe import load_recipe
+from herd.posttrain.chats import ChatSettings, answer, write_chats
+from herd.recipe import Compute, load_recipe
+from herd.recipe_posttrain import Synthesis
 from herd.run import run_recipe
 from herd.stages import Choice, stages
 
@@ -39,7 +40,7 @@ sample_questions = 6
 dev_questions = 2
 test_questions = 4
 chats = 4
-chat_tokens = 4
+chat_tokens = 60
 
 [[posttrain.source]]
 kind = "invented-tables"
@@ -118,6 +119,18 @@ def test_a_second_run_does_nothing_again(run, recipe):
     assert {name: artifact.path.stat().st_mtime_ns for name, artifact in published(run).items()} == before
 
 
+def test_a_member_that_ends_no_answer_is_told_so(bench, adopted):
+    settings = ChatSettings(
+        member="tiny",
+        synthesis=Synthesis(chats=2, chat_tokens=1),
+        threads=1,
+        hardware={},
+        compute=Compute(device="cpu", dtype="float32"),
+    )
+    with pytest.raises(HerdError, match=r"^tiny: of its answers .* raise posttrain\.synthesis\.chat_tokens"):
+        bench.make("chats", lambda out: write_chats(settings, {"adopt": adopted}, out))
+
+
 def test_another_own_table_makes_the_questions_anew(run, recipe, tables):
     plan = {s.name: s.facts for s in stages(load_recipe(recipe), recipe.parent)}
     kept = recipe.parent / "kept" / tables[0].name
@@ -130,13 +143,13 @@ def test_another_own_table_makes_the_questions_anew(run, recipe, tables):
     assert {name for name in plan if plan[name] != again[name]} == {"questions"}
 
 
-def test_answers_without_words_are_no_chats(tokenizer):
+def test_answers_without_words_or_without_an_end_are_no_chats(tokenizer):
     class Silent:
         def generate(self, prompts, sampling):
             from herd.model.generation import Completion
 
-            texts = ["  ", "hello ", ""]
-            return [Completion(text, (1,), (0.0,), "end") for text in texts]
+            said = (("  ", "end"), ("hello ", "end"), ("", "end"), ("and then", "length"))
+            return [Completion(text, (1,), (0.0,), reason) for text, reason in said]
 
-    chats = answer(Silent(), tokenizer, ["a", "b", "c"], 4)  # type: ignore[arg-type]
+    chats = answer(Silent(), tokenizer, ["a", "b", "c", "d"], 4)  # type: ignore[arg-type]
     assert [[m.content for m in chat.messages] for chat in chats] == [["b", "hello"]]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from herd.artifact import Artifact, Draft
+from herd.console import HerdError
 from herd.evidence import Claim, write_claims
 from herd.infer.engine import Engine
 from herd.model.dialog import Dialog, Message, prompt, to_openai
@@ -24,6 +25,8 @@ from herd.safety.ordinary import ordinary_requests
 from herd.train.hardware import choose_hardware
 from herd.train.workers import set_threads
 
+BRIEFLY = "Answer in one or two sentences."
+SPARE = 2  # prompts for each chat that is wanted: answers that do not end in time are left out
 TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
 
 
@@ -41,8 +44,14 @@ def write_chats(settings: ChatSettings, inputs: Mapping[str, Artifact], out: Dra
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["adopt"].path).to(hardware.device, hardware.dtype)
-    prompts = ordinary_requests(2 * settings.synthesis.chats)
-    chats = answer(Engine(model, tokenizer), tokenizer, prompts, settings.synthesis.chat_tokens)
+    wanted = 2 * settings.synthesis.chats
+    prompts = [f"{text} {BRIEFLY}" for text in ordinary_requests(SPARE * wanted)]
+    chats = answer(Engine(model, tokenizer), tokenizer, prompts, settings.synthesis.chat_tokens)[:wanted]
+    if len(chats) < 2:
+        raise HerdError(
+            f"{settings.member}: of its answers to {len(prompts)} general prompts {len(chats)} came to an end; at least "
+            "2 are needed; raise posttrain.synthesis.chat_tokens"
+        )
     for name, part in ((TRAIN, chats[::2]), (HELD_OUT, chats[1::2])):
         lines = (json.dumps(to_openai(dialog), ensure_ascii=False, sort_keys=True) + "\n" for dialog in part)
         (out.folder / name).write_text("".join(lines), encoding="utf-8")
@@ -52,9 +61,13 @@ def write_chats(settings: ChatSettings, inputs: Mapping[str, Artifact], out: Dra
 
 
 def answer(generator: Generator, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[Dialog]:
-    """Each text as a one-turn dialog with the generator's likeliest answer; empty answers are left out."""
+    """Each text as a one-turn dialog with the generator's likeliest answer.
+
+    Left out are empty answers and those cut off by `max_tokens`: they would teach to stop in mid-sentence.
+    """
     asked = [Dialog((Message("user", text),)) for text in texts]
     settings = Sampling(temperature=0, max_tokens=max_tokens)
     completions = generator.generate([prompt(dialog, tokenizer) for dialog in asked], settings)
     pairs = zip(asked, completions, strict=True)
-    return [dialog.then(Message("assistant", c.text.strip())) for dialog, c in pairs if c.text.strip()]
+    whole = [(dialog, c.text.strip()) for dialog, c in pairs if c.stop_reason == "end" and c.text.strip()]
+    return [dialog.then(Message("assistant", text)) for dialog, text in whole]
