@@ -164,8 +164,7 @@ def test_an_unknown_claim_names_those_that_are_close(toy: Toy, capsys: Any) -> N
         measure_again(toy.path, "zzz")
 
 
-def test_without_a_claim_all_are_listed(toy: Toy, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "500")  # the path of the run, which is the title, fits into a line
+def test_without_a_claim_all_are_listed(toy: Toy, capsys: Any) -> None:
     assert main(["prove", "--run", str(toy.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["dice.executed.sixes", "dice.speed", "dice.throws"]

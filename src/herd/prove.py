@@ -246,13 +246,15 @@ def _is_timing(artifact: Artifact, id: str) -> bool:
 
 def print_claims(run: Path) -> None:
     """Every claim of the ledger: id, value, interval."""
-    table = Table(title=str(run), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("claim", overflow="fold")
     for column in ("value", "interval"):
         table.add_column(column, no_wrap=True)
     for id, entry in sorted(Ledger(run).latest().items()):
         table.add_row(id, f"{exact(entry.claim.value)} {entry.claim.unit}", interval(entry.claim))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(f"{run}", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def interval(claim: Claim) -> str:

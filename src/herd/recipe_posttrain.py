@@ -55,8 +55,8 @@ DialogSource = Annotated[PackageTables | InventedTables | OwnTables | OwnChats, 
 class Synthesis(Section):
     """How much is written about the tables of the sources; every gold answer is executed."""
 
-    dialogs: Positive = 280
-    turns: Positive = Field(default=6, description="questions of a dialog, all about one table")
+    dialogs: Positive = 240
+    turns: Positive = Field(default=8, description="questions of a dialog, all about one table")
     sample_questions: Positive = Field(default=200, description="questions that rejection sampling answers")
     dev_questions: Positive = Field(default=60, description="on tables trained on; averaging is accepted by these")
     test_questions: Positive = Field(default=150, description="on tables never trained on, of each kind of phrasing")

@@ -112,11 +112,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = {"attn_q": (DIM, DIM), "attn_k": (narrow, DIM), "attn_v": (narrow, DIM), "attn_output": (DIM, DIM)}
     shapes |= {"ffn_gate": (FFN, DIM), "ffn_up": (FFN, DIM), "ffn_down": (DIM, FFN)}
     every = {f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in shapes.items()}
-    ends = {"token_embd.weight": (len(tokens), DIM), "output.weight": (len(tokens), DIM)}
-    for name, shape in (ends | every).items():
-        values = chance.normal(0, 0.1, shape).astype(np.float32)
-        if name == "output.weight":
-            values[SPECIALS.index("<|im_end|>")] *= 3  # so that what it says comes to an end
+    made = {name: chance.normal(0, 0.1, shape).astype(np.float32) for name, shape in every.items()}
+    embeddings = chance.normal(0, 1, (len(tokens), DIM)).astype(np.float32)
+    output = chance.normal(0, 0.1, (len(tokens), DIM)).astype(np.float32)
+    for before, after in (("Ċ", "o"), ("o", "k"), ("k", "<|im_end|>")):  # its likeliest answer to anything is "ok"
+        output[tokens.index(after)] += embeddings[tokens.index(before)] / np.linalg.norm(embeddings[0])
+    for name, values in (made | {"token_embd.weight": embeddings, "output.weight": output}).items():
         writer.add_tensor(name, values)
     norms = [f"blk.{i}.{name}.weight" for i in range(LAYERS) for name in ("attn_norm", "ffn_norm")]
     for name in (*norms, "output_norm.weight"):

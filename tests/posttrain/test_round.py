@@ -40,7 +40,7 @@ sample_questions = 6
 dev_questions = 2
 test_questions = 4
 chats = 4
-chat_tokens = 60
+chat_tokens = 4
 
 [[posttrain.source]]
 kind = "invented-tables"
@@ -148,8 +148,8 @@ def test_answers_without_words_or_without_an_end_are_no_chats(tokenizer):
         def generate(self, prompts, sampling):
             from herd.model.generation import Completion
 
-            said = (("  ", "end"), ("hello ", "end"), ("", "end"), ("and then", "length"))
-            return [Completion(text, (1,), (0.0,), reason) for text, reason in said]
+            said = ("  ", "hello ", "", "and then")
+            return [Completion(text, (1,), (0.0,), "length" if text == said[3] else "end") for text in said]
 
     chats = answer(Silent(), tokenizer, ["a", "b", "c", "d"], 4)  # type: ignore[arg-type]
     assert [[m.content for m in chat.messages] for chat in chats] == [["b", "hello"]]

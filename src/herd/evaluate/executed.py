@@ -60,7 +60,7 @@ class ExecutedSettings(Section):
 
 def evaluate_executed(settings: ExecutedSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: answer the test questions with inputs["model"]; a row a question goes to `answers.jsonl`."""
-    set_threads(settings.threads)
+    set_threads(settings.threads, keep_buffers=False)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device)
@@ -172,9 +172,8 @@ def _claims(
     claims.append(
         _share(settings, f"{member}.said.unseen.{step}", "and the answer in words says the value", held_out, "said")
     )
-    claims.append(
-        _share(settings, f"{member}.ran.unseen.{step}", "last calls that ran without an error", held_out, "executed")
-    )
+    if called := [row for row in held_out if row["codes"]]:
+        claims.append(_share(settings, f"{member}.ran.unseen.{step}", "last calls that ran", called, "executed"))
     talk = [row for row in rows if row["kind"] == "no-tool"]
     claims.append(
         _share(settings, f"{member}.no-tool.{step}", "turns that need no tool, answered without a call", talk, "right")

@@ -40,7 +40,7 @@ class ChatSettings(Section):
 
 def write_chats(settings: ChatSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: answers of inputs["adopt"] to ordinary prompts, as OpenAI messages, a line each."""
-    set_threads(settings.threads)
+    set_threads(settings.threads, keep_buffers=False)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["adopt"].path).to(hardware.device, hardware.dtype)
@@ -49,8 +49,8 @@ def write_chats(settings: ChatSettings, inputs: Mapping[str, Artifact], out: Dra
     chats = answer(Engine(model, tokenizer), tokenizer, prompts, settings.synthesis.chat_tokens)[:wanted]
     if len(chats) < 2:
         raise HerdError(
-            f"{settings.member}: of its answers to {len(prompts)} general prompts {len(chats)} came to an end; at least "
-            "2 are needed; raise posttrain.synthesis.chat_tokens"
+            f"{settings.member}: of its answers to {len(prompts)} general prompts {len(chats)} came to an end, at "
+            "least 2 are needed; raise posttrain.synthesis.chat_tokens"
         )
     for name, part in ((TRAIN, chats[::2]), (HELD_OUT, chats[1::2])):
         lines = (json.dumps(to_openai(dialog), ensure_ascii=False, sort_keys=True) + "\n" for dialog in part)

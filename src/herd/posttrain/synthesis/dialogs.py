@@ -22,9 +22,10 @@ from herd.tools.prompts import system_prompt
 from herd.tools.sandbox import Result, Session
 from herd.tools.table import TableFacts
 
-LONGEST_RESULT = 360  # characters: a longer result costs more tokens than it teaches
+LONGEST_RESULT = 240  # characters: a longer result costs more tokens than it teaches
 TOLD_ENTRIES = 6
-ERROR_SHARE, TALK_SHARE = 0.07, 0.05
+ERROR_SHARE, TALK_SHARE = 0.05, 0.05
+SILENT_SHARE = 0.4  # turns whose answer in words is left out: words are learned from fewer than calls need
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,18 @@ def draw_turn(view: View, session: Session, chance: random.Random, held_out: boo
 
 
 def draw_dialog(view: View, session: Session, chance: random.Random, turns: int) -> Dialog:
-    """A conversation of several questions about one table, ready to train on."""
+    """A conversation of several questions about one table, ready to train on; its last turn has an answer."""
     restore(view, session)
     messages = [Message("system", system_prompt(view.facts))]
-    for _ in range(turns):
+    for left in reversed(range(turns)):
         if chance.random() < TALK_SHARE:
             said, answers = chance.choice(SMALL_TALK)
             messages += [Message("user", chance.choice(said)), Message("assistant", chance.choice(answers))]
             continue
         turn = draw_turn(view, session, chance, held_out=False)
         failed = _failed_call(turn, view, session, chance) if chance.random() < ERROR_SHARE else ()
-        messages += [turn.messages[0], *failed, *turn.messages[1:]]
+        silent = left > 0 and chance.random() < SILENT_SHARE
+        messages += [turn.messages[0], *failed, *(turn.messages[1:-1] if silent else turn.messages[1:])]
     return Dialog(tuple(messages))
 
 

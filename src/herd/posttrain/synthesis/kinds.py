@@ -362,7 +362,7 @@ KINDS: tuple[tuple[Builder, int], ...] = (  # and how often each is asked, relat
     (quantile, 2),
     (dates, 6),
     (shape, 2),
-    (two_steps, 5),
+    (two_steps, 4),
 )
 
 

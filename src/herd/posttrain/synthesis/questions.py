@@ -11,7 +11,7 @@ from herd.posttrain.synthesis import phrases as ph
 from herd.posttrain.synthesis.words import literal, mention, natural, rows_of
 from herd.tools.table import Column, TableFacts
 
-MOST_GROUPS = 12
+MOST_GROUPS = 8
 YES = {"yes": True, "no": False, "y": True, "n": False, "true": True, "false": False}
 
 
