@@ -126,7 +126,8 @@ class _Execution:
             # entered when a stage first asks for it: most second runs need no workers
             workers = cache(lambda: stack.enter_context(Workers(self._processes(), self.recipe.compute.threads)))
             while True:
-                ready = next((s for s in waiting if all(i in self.published for i in s.inputs.values())), None)
+                startable = (s for s in waiting if not (s.alone and running))
+                ready = next((s for s in startable if all(i in self.published for i in s.inputs.values())), None)
                 if ready is not None:
                     waiting.remove(ready)
                     self._start(ready, workers, running)

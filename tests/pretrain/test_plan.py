@@ -15,13 +15,16 @@ from herd.recipe import Scaling, Size, load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 LAPTOP = load_recipe(ROOT / "recipes" / "laptop.toml")
 PAPER = load_recipe(ROOT / "recipes" / "llama3.toml")
+assert LAPTOP.scaling and LAPTOP.pretrain and PAPER.scaling and PAPER.pretrain
+LAPTOP_SCALING, LAPTOP_PRETRAIN = LAPTOP.scaling, LAPTOP.pretrain
+PAPER_SCALING, PAPER_PRETRAIN = PAPER.scaling, PAPER.pretrain
 
 
 @pytest.mark.parametrize(("name", "size"), [("8b", "8B"), ("70b", "70B"), ("405b", "405B")])
 def test_the_papers_members_have_the_released_shapes(name, size):
     member = PAPER.find_member(name)
     assert isinstance(member.size, Size)
-    config = model_config(member.size, PAPER.pretrain, PAPER.tokenizer.vocab_size)
+    config = model_config(member.size, PAPER_PRETRAIN, PAPER.tokenizer.vocab_size)
     released = LLAMA3[size]
     assert config.parameters == released.parameters
     assert (config.head_dim, config.kv_heads, config.ffn_dim) == (128, 8, released.ffn_dim)
@@ -29,7 +32,7 @@ def test_the_papers_members_have_the_released_shapes(name, size):
 
 def test_the_papers_batch_ramp():
     """Spec 5.1: about 342K steps of 8M tokens, then about 759K of 16M; 6ND is the paper's 3.8e25."""
-    plan = member_plan(PAPER.scaling, PAPER.pretrain, PAPER.find_member("405b"), 128_256, None)
+    plan = member_plan(PAPER_SCALING, PAPER_PRETRAIN, PAPER.find_member("405b"), 128_256, None)
     assert plan is not None
     first, second, third = plan.stretches
     assert first.steps == 60
@@ -39,34 +42,34 @@ def test_the_papers_batch_ramp():
     assert plan.schedule(7999) == pytest.approx(8e-5)
 
 
-@pytest.mark.parametrize("budget", LAPTOP.scaling.budgets_flops)
-@pytest.mark.parametrize("size", LAPTOP.scaling.grid, ids=lambda s: f"{s.layers}x{s.dim}")
+@pytest.mark.parametrize("budget", LAPTOP_SCALING.budgets_flops)
+@pytest.mark.parametrize("size", LAPTOP_SCALING.grid, ids=lambda s: f"{s.layers}x{s.dim}")
 def test_a_budget_is_spent(size, budget):
-    config = model_config(size, LAPTOP.pretrain, LAPTOP.tokenizer.vocab_size)
-    plan = plan_budget(config, LAPTOP.pretrain, budget)
+    config = model_config(size, LAPTOP_PRETRAIN, LAPTOP.tokenizer.vocab_size)
+    plan = plan_budget(config, LAPTOP_PRETRAIN, budget)
     assert plan.flops <= budget
     assert plan.flops > 0.97 * budget
 
 
 def test_a_budget_below_one_step_is_an_error():
-    config = model_config(LAPTOP.scaling.grid[0], LAPTOP.pretrain, 2048)
+    config = model_config(LAPTOP_SCALING.grid[0], LAPTOP_PRETRAIN, 2048)
     with pytest.raises(HerdError, match="less than one batch"):
-        plan_budget(config, LAPTOP.pretrain, 1e6)
+        plan_budget(config, LAPTOP_PRETRAIN, 1e6)
 
 
 @pytest.mark.parametrize("parameters", [60_000, 120_000, 300_000, 500_000, 2_000_000])
 def test_a_forecast_size_is_near_what_was_forecast(parameters):
-    size = forecast_size(parameters, LAPTOP.scaling, LAPTOP.pretrain, 2048)
-    found = model_config(size, LAPTOP.pretrain, 2048).matmul_parameters
+    size = forecast_size(parameters, LAPTOP_SCALING, LAPTOP_PRETRAIN, 2048)
+    found = model_config(size, LAPTOP_PRETRAIN, 2048).matmul_parameters
     assert found == pytest.approx(parameters, rel=0.15)
 
 
 def test_first_cells_lie_around_the_expected_optimum():
-    counts = [model_config(s, LAPTOP.pretrain, 2048).matmul_parameters for s in LAPTOP.scaling.grid]
-    expected = LAPTOP.scaling.expected_optimum
+    counts = [model_config(s, LAPTOP_PRETRAIN, 2048).matmul_parameters for s in LAPTOP_SCALING.grid]
+    expected = LAPTOP_SCALING.expected_optimum
     assert expected is not None
-    chosen = first_cells(counts, LAPTOP.scaling, expected.flops)
-    assert len(chosen) == LAPTOP.scaling.cells_per_budget
+    chosen = first_cells(counts, LAPTOP_SCALING, expected.flops)
+    assert len(chosen) == LAPTOP_SCALING.cells_per_budget
     assert counts[chosen[1]] < expected.parameters < counts[chosen[-2]]
 
 

@@ -135,7 +135,9 @@ def test_the_dial_of_a_tiny_member(tmp_path: Path) -> None:
     model = Transformer(ModelConfig(1, 32, 2, 1, 64, tokenizer.vocab_size, 12, 128, tied_embeddings=True))
     adopt = stage(tmp_path, "adopt", lambda out: tokenizer.save(out.folder / "tokenizer"))
     member = stage(tmp_path, "member", lambda out: save_native(out.folder, model.config, model.state_dict()))
-    settings = DialSettings(threads=1, member="tiny", per_source=5, max_tokens=4, hardware={}, compute=Compute(dtype="float32"))
+    settings = DialSettings(
+        threads=1, member="tiny", per_source=5, max_tokens=4, hardware={}, compute=Compute(dtype="float32")
+    )
     inputs = {"model": member, "adopt": adopt, "guard": guard_of(tmp_path)}
     made = stage(tmp_path, "dial", lambda out: measure_dial(settings, inputs, out))
     lines = [json.loads(line) for line in made.file("responses.jsonl").read_text().split("\n")[:-1]]

@@ -220,9 +220,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, mo
         calls.append(1)
         return next_token(model, batch, dtype) * (poison if len(calls) == 5 else 1.0)
 
-    with pytest.raises(
-        HerdError, match=r"^toy: loss (nan|inf), gradient norm nan at step 5; lower the learning rate$"
-    ):
+    with pytest.raises(HerdError, match=r"^toy: loss (nan|inf), gradient norm nan at step 5; lower the learning rate$"):
         train(new_model(), objective, batches(), plan(), FLOAT32, "toy", tmp_path)
     model = new_model(9)
     state = train(model, next_token, batches(), plan(), FLOAT32, "toy", tmp_path)  # goes on from step 4

@@ -60,7 +60,7 @@ class ExecutedSettings(Section):
 
 def evaluate_executed(settings: ExecutedSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: answer the test questions with inputs["model"]; a row a question goes to `answers.jsonl`."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device)

@@ -40,7 +40,7 @@ class ChatSettings(Section):
 
 def write_chats(settings: ChatSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: answers of inputs["adopt"] to ordinary prompts, as OpenAI messages, a line each."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["adopt"].path).to(hardware.device, hardware.dtype)

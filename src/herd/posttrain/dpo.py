@@ -52,7 +52,7 @@ class DpoSettings(Section):
 
 def dpo(settings: DpoSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: tune inputs["model"] on pairs of inputs["samples"]; the reference is the model itself before it."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device)

@@ -43,7 +43,7 @@ class RejectionSettings(Section):
 
 def rejection(settings: RejectionSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: tune inputs["model"] on the best of inputs["samples"] by the scores of inputs["reward"]."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device)

@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 
 def train_reward(settings: RewardSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: train on inputs["samples"] from the weights of inputs["adopt"]; `scores.json` has a score a sample."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     samples = read_samples(inputs["samples"])

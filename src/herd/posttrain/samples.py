@@ -48,7 +48,7 @@ class SampleSettings(Section):
 
 def sample(settings: SampleSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: sample from inputs["model"]; a row a sample goes to `samples.jsonl`."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     engine = Engine(load_native(inputs["model"].path).to(hardware.device, hardware.dtype), tokenizer)

@@ -34,7 +34,7 @@ class SftSettings(Section):
 
 def sft(settings: SftSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
     """Stage: tune inputs["adopt"] on the dialogs of inputs["questions"] and the chats of inputs["chats"]."""
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["adopt"].path).to(hardware.device)

@@ -90,7 +90,7 @@ def measure_dial(settings: DialSettings, inputs: Mapping[str, Artifact], out: Dr
     The tokenizer is in the folder `tokenizer` of inputs["adopt"]. Writes `responses.jsonl` (a prompt, its answer and
     what was made of it a line), `dial.json` (`Dial.to_json`) and claims. The prompts, and so the file, are vile.
     """
-    set_threads(settings.threads, keep_buffers=False)
+    set_threads(settings.threads)
     hardware = choose_hardware(settings.compute)
     tokenizer = Tokenizer.load(inputs["adopt"].path / "tokenizer")
     model = load_native(inputs["model"].path).to(hardware.device, hardware.dtype)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORED = -1
+LENGTH_STEP = 128  # rows are padded to multiples of this: buffers of few sizes find places that others left
 PADDING = 0  # any id: nothing attends to it and nothing is asked of it
 
 
@@ -41,7 +42,7 @@ class DialogBatch:
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), rows):
             pick = order[start : start + rows]
-            end = lengths[pick].max()
+            end = _rounded(lengths[pick].max())
             yield DialogBatch(self.inputs[pick, :end], self.targets[pick, :end])
 
 
@@ -59,7 +60,7 @@ class PreferenceBatch(DialogBatch):
     def split(self, rows: int) -> Iterator[PreferenceBatch]:
         for start in range(0, len(self.inputs), 2 * rows):
             cut = slice(start, start + 2 * rows)
-            end = _lengths(self.targets[cut]).max()
+            end = _rounded(_lengths(self.targets[cut]).max())
             yield PreferenceBatch(
                 self.inputs[cut, :end], self.targets[cut, :end], self.scored[cut, :end], self.reference[cut]
             )
@@ -79,7 +80,7 @@ class RankedBatch:
     def split(self, rows: int) -> Iterator[RankedBatch]:
         for start in range(0, len(self.inputs), rows):
             cut = slice(start, start + rows)
-            yield RankedBatch(self.inputs[cut, : self.ends[cut].max() + 1], self.ends[cut])
+            yield RankedBatch(self.inputs[cut, : _rounded(self.ends[cut].max() + 1)], self.ends[cut])
 
 
 def dialog_batch(rows: Sequence[Row]) -> DialogBatch:
@@ -106,13 +107,13 @@ def ranked_batch(
             where[place] = len(row) - 1
         rows.append(row)
         ends.append(where)
-    width = max(map(len, rows))
+    width = _rounded(max(map(len, rows)))
     inputs = np.array([row + [PADDING] * (width - len(row)) for row in rows], dtype=np.int64)
     return RankedBatch(inputs, np.array(ends, dtype=np.int64))
 
 
 def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    shape = (len(rows), max(len(row.ids) for row in rows) - 1)
+    shape = (len(rows), _rounded(max(len(row.ids) for row in rows) - 1))
     inputs, targets = np.full(shape, PADDING, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
     scored = np.zeros(shape, dtype=bool)
     for index, row in enumerate(rows):
@@ -122,6 +123,10 @@ def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         counted = trained if row.scored is None else trained & np.array(row.scored, dtype=bool)
         scored[index, : len(ids) - 1] = counted[1:]
     return inputs, targets, scored
+
+
+def _rounded(tokens: int) -> int:
+    return -(-int(tokens) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _lengths(targets: np.ndarray) -> np.ndarray:
