@@ -53,4 +53,4 @@ def test_a_recipe_of_adopted_members_only_is_checked_without_a_ladder(tmp_path: 
     path = tmp_path / "recipe.toml"
     path.write_text(fakes.RECIPE)
     assert main(["recipe", "check", str(path)]) == 0
-    assert "280 dialogs of up to 6 questions" in capsys.readouterr().out
+    assert "240 dialogs of up to 8 questions" in capsys.readouterr().out

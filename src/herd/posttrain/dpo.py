@@ -108,7 +108,8 @@ def reference_logprobs(model: Transformer, rows: Sequence[tuple[Row, Row]], hard
         part = rows[start : start + REFERENCE_ROWS]
         batch = preference_batch(part, np.zeros((len(part), 2), dtype=np.float32))
         logps, _ = token_logprobs(model, batch, hardware.dtype)
-        sums.append((logps * torch.from_numpy(batch.scored).to(logps.device)).sum(-1).view(-1, 2).float().cpu().numpy())
+        scored = torch.from_numpy(batch.scored[:, : logps.shape[1]]).to(logps.device)
+        sums.append((logps * scored).sum(-1).view(-1, 2).float().cpu().numpy())
     return np.concatenate(sums)
 
 

@@ -126,7 +126,8 @@ def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rounded(tokens: int) -> int:
-    return -(-int(tokens) // LENGTH_STEP) * LENGTH_STEP
+    """Up to a multiple of LENGTH_STEP; the short rows of small networks stay as they are."""
+    return tokens if tokens <= LENGTH_STEP else -(-int(tokens) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _lengths(targets: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def preference(beta: float, nll_weight: float) -> Objective:
 
     def loss(model: Transformer, batch: PreferenceBatch, dtype: torch.dtype) -> Tensor:
         logps_BT, targets_BT = token_logprobs(model, batch, dtype)
-        scored = torch.from_numpy(batch.scored).to(logps_BT.device)
+        scored = torch.from_numpy(batch.scored[:, : logps_BT.shape[1]]).to(logps_BT.device)
         sums_B = (logps_BT * scored).sum(-1)
         gain_P2 = (sums_B - torch.from_numpy(batch.reference).to(sums_B)).view(-1, 2)
         chosen_PT, trained_PT = logps_BT[::2], targets_BT[::2] != IGNORED
@@ -80,7 +80,7 @@ class RewardModel(nn.Module):
         """Score of each response at its last token, best ranked first, (rows, responses)."""
         device = self.score.weight.device
         with computing_in(device, dtype):
-            hidden_BTD = self.body.hidden(torch.from_numpy(batch.inputs).to(device))
+            hidden_BTD = self.body.hidden(torch.from_numpy(batch.inputs[:, : self.body.config.context]).to(device))
         ends_BR = torch.from_numpy(batch.ends).to(device)
         last_BRD = hidden_BTD.gather(1, ends_BR[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
         return self.score(last_BRD.to(self.score.weight.dtype))[..., 0]
@@ -99,8 +99,10 @@ def computing_in(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def _states(model: Transformer, batch: DialogBatch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, T, D) and targets (B, T). Padding stands at the end, where causal attention never looks."""
-    device = model.tok_embeddings.weight.device
+    """Hidden states (B, T, D) and targets (B, T). Padding stands at the end, where causal attention never looks; what
+    of it lies beyond the context is cut off.
+    """
+    device, end = model.tok_embeddings.weight.device, model.config.context
     with computing_in(device, dtype):
-        hidden_BTD = model.hidden(torch.from_numpy(batch.inputs).to(device))
-    return hidden_BTD, torch.from_numpy(batch.targets).to(device)
+        hidden_BTD = model.hidden(torch.from_numpy(batch.inputs[:, :end]).to(device))
+    return hidden_BTD, torch.from_numpy(batch.targets[:, :end]).to(device)
