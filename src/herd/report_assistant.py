@@ -185,11 +185,11 @@ def _measured(claim: Claim | None) -> Measured | None:
 
 def _apart(first: Claim, last: Claim) -> str:
     """What the two intervals say, without any test beyond them."""
-    if None in (first.low, first.high, last.low, last.high):
+    if first.low is None or first.high is None or last.low is None or last.high is None:
         return ""
-    if last.low > first.high:  # type: ignore[operator]
+    if last.low > first.high:
         return "The second interval lies wholly above the first."
-    if last.high < first.low:  # type: ignore[operator]
+    if last.high < first.low:
         return "The second interval lies wholly below the first: the round did harm."
     return "The two intervals overlap."
 

@@ -269,6 +269,7 @@ def test_a_wrong_key_asks_for_the_right_one(browser, running):
     browser.call("Input.insertText", text=server.key)
     browser.value("document.querySelector('#key-form button').click()")
     browser.until(shown("start"))
+    assert not browser.value(shown("locked"))
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(browser, running, sales):

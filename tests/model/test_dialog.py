@@ -219,7 +219,7 @@ def test_any_ids_are_a_message(tokenizers, ids):
 def test_any_text_is_a_message(tokenizers, text):
     for tokenizer in tokenizers.values():
         for tag in ([], [tokenizer.call_id]):
-            parse([*tag, *tokenizer.encode(text)], tokenizer)
+            assert parse([*tag, *tokenizer.encode(text)], tokenizer).role == "assistant"
 
 
 HOSTILE = {

@@ -101,9 +101,9 @@ def _same_row(first: Sequence[Any], second: Sequence[Any]) -> bool:
 
 
 def _same_scalar(first: Any, second: Any) -> bool:
-    numbers = [_number(value) for value in (first, second)]
-    if None not in numbers:
-        return math.isclose(*numbers, rel_tol=RELATIVE, abs_tol=1e-9)  # type: ignore[misc]
+    one, other = _number(first), _number(second)
+    if one is not None and other is not None:
+        return math.isclose(one, other, rel_tol=RELATIVE, abs_tol=1e-9)
     return str(first).strip() == str(second).strip()
 
 
