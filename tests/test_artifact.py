@@ -19,6 +19,7 @@ from herd.artifact import (
     Draft,
     clean_drafts,
     find,
+    forget_unfinished,
     open_artifact,
     publish,
     stage_key,
@@ -85,6 +86,16 @@ def test_a_writer_that_raises_leaves_only_its_work(tmp_path, error):
     with publish(tmp_path, "toy", KEY, {}, {}) as draft:
         assert (draft.work / "checkpoint").read_text() == "kept"  # the next try goes on from here
     assert leftovers(tmp_path) == [f"toy-{KEY[:12]}/{MANIFEST}"]
+
+
+def test_what_a_killed_stage_left_can_be_forgotten(tmp_path):
+    for stage in ("toy", "toy-two"):
+        with pytest.raises(KeyboardInterrupt), publish(tmp_path, stage, KEY, {}, {}) as draft:
+            (draft.work / "checkpoint").write_text("of older code")
+            raise KeyboardInterrupt
+    forget_unfinished(tmp_path, "toy", KEY)
+    assert [Path(p).parent.name for p in leftovers(tmp_path)] == [f"toy-two-{KEY[:12]}.work"]
+    forget_unfinished(tmp_path, "toy", KEY)
 
 
 def test_values_that_json_cannot_hold_leave_nothing(tmp_path):

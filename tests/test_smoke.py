@@ -112,12 +112,16 @@ def test_a_second_run_finds_everything_done(own_run, capsys):
     assert len(Ledger(own_run).entries()) == entries
 
 
-def test_forcing_a_stage_gives_the_same_content(own_run):
+def test_forcing_a_stage_begins_anew_and_gives_the_same_content(own_run, capsys):
     before = {stage: artifact.content for stage, artifact in published(own_run).items()}
+    work = own_run / ".drafts" / f"{published(own_run)['anneal-small'].path.name}.work"
+    work.mkdir(parents=True)
+    (work / "step-000000001.json").write_text("what a killed run left")
     assert (
         main(["run", str(RECIPE), "--only", "anneal", "--force", "anneal", "--member", "small", "--out", str(own_run)])
         == 0
     )
+    assert "damaged" not in capsys.readouterr().err  # the checkpoint was not even looked at
     assert {stage: artifact.content for stage, artifact in published(own_run).items()} == before
 
 

@@ -163,7 +163,7 @@ def publish(
     folder is named by the key and kept on failure, so that a long stage can go on where it stopped.
     """
     final = run / folder_name(stage, key)
-    draft = Draft(run / DRAFTS / f"{final.name}.{os.getpid()}", run / DRAFTS / f"{final.name}.work")
+    draft = Draft(run / DRAFTS / f"{final.name}.{os.getpid()}", _work_folder(run, final.name))
     shutil.rmtree(draft.folder, ignore_errors=True)
     draft.folder.mkdir(parents=True)
     draft.work.mkdir(exist_ok=True)
@@ -179,6 +179,15 @@ def publish(
         raise
     _flush_folder(run)
     shutil.rmtree(draft.work, ignore_errors=True)
+
+
+def forget_unfinished(run: Path, stage: str, key: str) -> None:
+    """Delete what a killed stage left to go on from, so that it begins anew."""
+    shutil.rmtree(_work_folder(run, folder_name(stage, key)), ignore_errors=True)
+
+
+def _work_folder(run: Path, name: str) -> Path:
+    return run / DRAFTS / f"{name}.work"
 
 
 def _seal(draft: Draft, stage: str, key: str, asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

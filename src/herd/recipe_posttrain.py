@@ -59,7 +59,10 @@ class Synthesis(Section):
     turns: Positive = Field(default=8, description="questions of a dialog, all about one table")
     sample_questions: Positive = Field(default=200, description="questions that rejection sampling answers")
     dev_questions: Positive = Field(default=60, description="on tables trained on; averaging is accepted by these")
-    test_questions: Positive = Field(default=150, description="on tables never trained on, of each kind of phrasing")
+    test_questions: Positive = Field(
+        default=150,
+        description="on tables and phrasings never trained on; half as many on such tables with trained phrasings",
+    )
     chats: Positive = Field(default=40, description="general chats kept in training; as many more measure retention")
     chat_tokens: Positive = Field(default=96, description="an answer of a general chat that is longer is left out")
 

@@ -28,6 +28,7 @@ from herd.artifact import (
     clean_drafts,
     find,
     folder_name,
+    forget_unfinished,
     open_artifact,
     publish,
     published,
@@ -164,9 +165,11 @@ class _Execution:
 
     def _resolve(self, stage: Stage) -> bool:
         """Take a stage's artifact if it is there and not to be made anew."""
+        key = stage.key(self._inputs(stage))
         if self.choice.forces(stage) and stage.name in self.wanted:
+            forget_unfinished(self.run, stage.name, key)
             return False
-        artifact = find(self.run, stage.name, stage.key(self._inputs(stage)))
+        artifact = find(self.run, stage.name, key)
         if artifact is None:
             return False
         self.found += stage.name in self.wanted

@@ -17,7 +17,16 @@ from herd.posttrain import dpo as dpo_stage
 from herd.posttrain import tuning
 from herd.posttrain.dpo import DpoSettings, PreferenceBatches, dpo, reference_logprobs
 from herd.posttrain.rejection import RejectionSettings, best_answers, rejection
-from herd.posttrain.reward import Pair, PairBatches, RewardSettings, pairs_of, score, spread, train_reward
+from herd.posttrain.reward import (
+    Pair,
+    PairBatches,
+    RewardSettings,
+    pairs_of,
+    score,
+    spread,
+    train_reward,
+    wanted,
+)
 from herd.posttrain.sft import SftSettings, sft
 from herd.posttrain.tuning import DialogBatches, training_rows
 from herd.recipe import Compute
@@ -58,6 +67,11 @@ def test_the_best_answer_is_the_right_one_with_the_highest_score():
     scores = [9.0, 0.1, 0.3, 0.2, 5.0, 6.0, -1.0, 4.0, 4.0, 0.0, 1.0]
     # three of four right: once; none right: left out; one of three: twice; half of them: once
     assert [best["ids"][0] for best in best_answers(rows, scores)] == [3, 7, 7, 10]
+
+
+def test_of_questions_that_are_always_answered_right_few_are_trained_on():
+    rows = [row(str(question), True, 10 * question + sample) for question in range(9) for sample in range(2)]
+    assert [best["ids"][0] for best in best_answers(rows, [0.0, 1.0] * 9)] == [1, 31, 61]
 
 
 def test_pairs_are_different_answers_of_one_question_each_used_once(tokenizer):
@@ -154,13 +168,23 @@ def test_scores_are_those_of_each_answer_alone_behind_its_prompt(adopted, sample
     model = RewardModel(load_native(adopted.path))
     torch.nn.init.normal_(model.score.weight)
     rows = samples.json_lines("samples.jsonl")
-    found = score(model, rows, tokenizer, torch.float32)
+    keys = [(one["question"], tuple(one["ids"])) for one in rows[:-1]]
+    found = score(model, rows, keys, tokenizer, torch.float32)
     with torch.inference_mode():
-        for one, value in zip(rows, found, strict=True):
+        for one, value in zip(rows[:-1], found[:-1], strict=True):
             ids = [*prompt(from_openai(one["prompt"]), tokenizer), *one["ids"]]
             expected = model.body.hidden(torch.tensor([ids]))[0, -1] @ model.score.weight[0]
             assert value == pytest.approx(expected.item(), abs=1e-4)
     assert found[2] == found[3] and len(set(found)) > 10
+    assert (found[-1] is None) == ((rows[-1]["question"], tuple(rows[-1]["ids"])) not in keys)
+
+
+def test_only_what_a_score_decides_is_scored():
+    rows = [row("a", True, 1), row("a", True, 1), row("a", False, 2), row("b", True, 3), row("b", True, 4)]
+    rows += [row("b", False, 5), row("c", True, 6), row("c", False, 7)]
+    assert wanted(rows, []) == [("b", (3,)), ("b", (4,))]  # of one right answer there is nothing to choose
+    pair = Pair("c", [0], [6], [7])
+    assert wanted(rows, [pair])[2:] == [("c", (6,)), ("c", (7,))]
 
 
 def test_the_reward_step_keeps_questions_apart_for_measuring(judged, samples):
@@ -231,6 +255,7 @@ def test_a_killed_fine_tuning_goes_on_and_ends_with_the_same_weights(bench, adop
     undisturbed, broken, resumed = bench.draft("whole"), bench.draft("broken"), bench.draft("resumed", work="broken")
     sft(SFT, inputs, undisturbed)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     step, taken = loop.train_step, []
 
     def killed_at_the_fourth(*arguments):

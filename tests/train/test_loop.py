@@ -120,6 +120,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, 
     undisturbed = new_model()
     expected = train(undisturbed, next_token, batches(), plan(micro_sequences=micro), FLOAT32, "undisturbed")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     reached: list[int] = []
 
     def interrupt(stop: int):
@@ -164,6 +165,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, 
 
 def test_a_finished_run_trains_no_further(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     model, again = new_model(), new_model(9)
     first = train(model, next_token, batches(), plan(), FLOAT32, "run", tmp_path)
     second = train(again, next_token, batches(), plan(), FLOAT32, "run", tmp_path)
@@ -174,6 +176,7 @@ def test_checkpoints_and_calls_change_nothing(tmp_path, monkeypatch):
     plainly, saved, seen = new_model(), new_model(), {}
     train(plainly, next_token, batches(), plan(), FLOAT32, "plain")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     train(
         saved,
         next_token,
@@ -202,6 +205,7 @@ def test_long_runs_log_means_and_resume_between_log_points(tmp_path, monkeypatch
     assert every.tokens == fine.tokens == STEPS * 72
     monkeypatch.setattr(loop, "LOG_POINTS", 4)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
 
     def kill(_: int) -> None:
         raise Killed
@@ -214,6 +218,7 @@ def test_long_runs_log_means_and_resume_between_log_points(tmp_path, monkeypatch
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, monkeypatch, poison):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     calls = []
 
     def objective(model: Transformer, batch: Batch, dtype: torch.dtype) -> torch.Tensor:

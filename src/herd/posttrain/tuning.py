@@ -25,12 +25,17 @@ WARMUP_SHARE, FINAL_SHARE = 0.1, 0.05
 
 
 class DialogBatches:
-    """Batches of so many dialogs of like length, in an order drawn from the seed; each dialog once an epoch."""
+    """Batches of so many dialogs, in an order drawn from the seed; each dialog once an epoch.
 
-    def __init__(self, rows: Sequence[Row], dialogs: int, seed: int) -> None:
-        by_length = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
+    The dialogs of a batch are of like length, or `mixed` at random where short and long ones teach different things.
+    """
+
+    def __init__(self, rows: Sequence[Row], dialogs: int, seed: int, mixed: bool = False) -> None:
+        line = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
+        if mixed:
+            line = np.random.default_rng([seed, len(rows)]).permutation(len(rows)).tolist()
         self._rows, self._seed = rows, seed
-        self._groups = [by_length[start : start + dialogs] for start in range(0, len(by_length), dialogs)]
+        self._groups = [line[start : start + dialogs] for start in range(0, len(line), dialogs)]
 
     def __len__(self) -> int:
         """Batches of an epoch."""
