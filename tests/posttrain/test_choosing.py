@@ -14,6 +14,7 @@ from herd.evaluate.answers import read_questions
 from herd.model.dialog import Dialog, Message, encode, from_openai, prompt, to_openai
 from herd.model.formats.native import build, load_native, read_tensors
 from herd.posttrain import dpo as dpo_stage
+from herd.posttrain import rejection as rejection_stage
 from herd.posttrain import tuning
 from herd.posttrain.dpo import DpoSettings, PreferenceBatches, dpo, reference_logprobs
 from herd.posttrain.rejection import RejectionSettings, best_answers, rejection
@@ -28,7 +29,7 @@ from herd.posttrain.reward import (
     wanted,
 )
 from herd.posttrain.sft import SftSettings, sft
-from herd.posttrain.tuning import DialogBatches, training_rows
+from herd.posttrain.tuning import DialogBatches, training_rows, tune
 from herd.recipe import Compute
 from herd.train import loop
 from herd.train.batches import IGNORED, Row
@@ -94,15 +95,18 @@ def test_a_limit_on_pairs_takes_one_of_every_question_first():
     assert [pair.right[0] for pair in spread(pairs, 99)] == [0, 3, 5, 1, 4, 2]
 
 
-def test_an_epoch_has_every_dialog_once_and_each_epoch_another_order():
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_epoch_has_every_dialog_once_and_each_epoch_another_order(mixed):
     rows = [Row([token] * (2 + token % 5), [True] * (2 + token % 5)) for token in range(1, 12)]
-    batches = DialogBatches(rows, 3, 0)
+    batches = DialogBatches(rows, 3, 0, mixed)
     assert len(batches) == 4
+    lengths = [{len(rows[token - 1].ids) for token in batches[step].inputs[:, 0]} for step in range(4)]
+    assert max(map(len, lengths)) == (3 if mixed else 2)  # without mixing, neighbours in a line of lengths
     epochs = [[sorted(batches[step].inputs[:, 0].tolist()) for step in range(e * 4, e * 4 + 4)] for e in range(3)]
     for epoch in epochs:
         assert sorted(token for batch in epoch for token in batch) == list(range(1, 12))
     assert len({str(epoch) for epoch in epochs}) > 1
-    again = DialogBatches(rows, 3, 0)
+    again = DialogBatches(rows, 3, 0, mixed)
     assert all((again[step].inputs == batches[step].inputs).all() for step in range(8))
 
 
@@ -208,6 +212,25 @@ def test_the_rejection_step_trains_on_the_best_answers_and_some_dialogs(bench, a
     assert facts["replayed"] >= 1 and facts["rows"] == facts["best_answers"] + facts["replayed"]
     losses = [one["loss"] for one in once.json_lines("metrics.jsonl")]
     assert losses[-1] < losses[0]
+
+
+def test_the_rejection_step_keeps_the_mean_of_the_weights_before_and_after(
+    bench, adopted, asked, samples, judged, monkeypatch
+):
+    tuned: dict[str, torch.Tensor] = {}
+
+    def watched(model, *arguments):
+        state = tune(model, *arguments)
+        tuned.update({name: value.clone() for name, value in model.state_dict().items()})
+        return state
+
+    monkeypatch.setattr(rejection_stage, "tune", watched)
+    inputs = {"adopt": adopted, "model": adopted, "questions": asked, "samples": samples, "reward": judged}
+    made = bench.make("rejection", lambda out: rejection(REJECTION, inputs, out))
+    before, kept = (read_tensors(a.path / "model.safetensors") for a in (adopted, made))
+    assert any(not torch.equal(before[name], tuned[name]) for name in before)
+    for name in before:
+        torch.testing.assert_close(kept[name], (before[name] + tuned[name]) / 2)
 
 
 def test_preference_moves_right_above_wrong_and_the_mean_is_taken_where_it_is_no_worse(

@@ -286,3 +286,10 @@ def test_ranked_responses_stand_in_an_order_drawn_from_the_seed():
         assert ends.max() + 1 == len(prompt) + sum(map(len, responses))
         orders.add(tuple(np.argsort(ends)))
     assert len(orders) == 6  # every order occurs, so place says nothing of rank
+
+
+@pytest.mark.parametrize(("tokens", "padded"), [(50, 49), (130, 160), (225, 224), (257, 256), (258, 384), (700, 768)])
+def test_rows_are_padded_to_few_lengths(tokens, padded):
+    batch = dialog_batch([Row([5] * tokens, [True] * tokens), Row([6] * 20, [True] * 20)])
+    assert batch.inputs.shape == batch.targets.shape == (2, padded)
+    assert batch.count == tokens - 1 + 19
