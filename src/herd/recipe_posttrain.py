@@ -75,6 +75,7 @@ class Posttrain(Section):
     source: list[DialogSource] = Field(default=[])
     synthesis: Synthesis = Synthesis()
     context_tokens: Positive = Field(default=1536, description="longer dialogs are left out")
+    micro_tokens: Positive = Field(default=8192, description="tokens that pass through the network at once")
     threads: Positive = Field(default=2, description="threads of its stages, which run one after the other")
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(default=10, description="K of rejection sampling")
     sample_temperature: PositiveReal = 1.0

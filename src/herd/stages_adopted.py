@@ -90,6 +90,7 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
         epochs=posttrain.sft_epochs,
         batch_dialogs=posttrain.batch_dialogs,
         context_tokens=posttrain.context_tokens,
+        micro_tokens=posttrain.micro_tokens,
         **common,
     )
     yield stage("sft", "posttrain.sft:sft", tuning, chats=f"chats-{name}")
@@ -108,6 +109,7 @@ def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
     choosing = RejectionSettings(
         learning_rate=posttrain.rejection_learning_rate or posttrain.sft_learning_rate,
         context_tokens=posttrain.context_tokens,
+        micro_tokens=posttrain.micro_tokens,
         **common,
     )
     inputs = {"model": f"sft-{name}", "samples": samples, "reward": f"reward-{name}"}

@@ -45,9 +45,9 @@ WHERE: dict[str, Any] = {
     "compute": Compute(device="cpu", dtype="float32"),
 }
 REWARD = RewardSettings(learning_rate=1e-3, pairs=100, batch_pairs=4, **WHERE)
-REJECTION = RejectionSettings(learning_rate=1e-3, context_tokens=4096, **WHERE)
+REJECTION = RejectionSettings(learning_rate=1e-3, context_tokens=4096, micro_tokens=4096, **WHERE)
 DPO = DpoSettings(learning_rate=1e-3, beta=0.1, nll_weight=0.2, pairs=12, batch_pairs=4, **WHERE)
-SFT = SftSettings(learning_rate=1e-3, epochs=2, batch_dialogs=2, context_tokens=4096, **WHERE)
+SFT = SftSettings(learning_rate=1e-3, epochs=2, batch_dialogs=2, context_tokens=4096, micro_tokens=4096, **WHERE)
 
 
 def row(question: str, right: bool, *ids: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_limit_on_pairs_takes_one_of_every_question_first():
 @pytest.mark.parametrize("mixed", [False, True])
 def test_an_epoch_has_every_dialog_once_and_each_epoch_another_order(mixed):
     rows = [Row([token] * (2 + token % 5), [True] * (2 + token % 5)) for token in range(1, 12)]
-    batches = DialogBatches(rows, 3, 0, mixed)
+    batches = DialogBatches(rows, 3, 0, 4096, mixed)
     assert len(batches) == 4
     lengths = [{len(rows[token - 1].ids) for token in batches[step].inputs[:, 0]} for step in range(4)]
     assert max(map(len, lengths)) == (3 if mixed else 2)  # without mixing, neighbours in a line of lengths
@@ -106,7 +106,7 @@ def test_an_epoch_has_every_dialog_once_and_each_epoch_another_order(mixed):
     for epoch in epochs:
         assert sorted(token for batch in epoch for token in batch) == list(range(1, 12))
     assert len({str(epoch) for epoch in epochs}) > 1
-    again = DialogBatches(rows, 3, 0, mixed)
+    again = DialogBatches(rows, 3, 0, 4096, mixed)
     assert all((again[step].inputs == batches[step].inputs).all() for step in range(8))
 
 

@@ -31,7 +31,6 @@ from herd.train.record import write_training
 from herd.train.workers import set_threads
 
 BATCH = 8  # single questions are a third as long as dialogs
-MICRO_ROWS = 3
 EASY_EVERY = 3  # of the questions whose samples were all right, one in so many is trained on
 REPLAY = 0.25  # dialogs of the first fine-tuning for each best answer, so that words and later turns stay
 
@@ -41,6 +40,7 @@ class RejectionSettings(Section):
     member: str
     learning_rate: float
     context_tokens: int
+    micro_tokens: int
     threads: int
     hardware: dict[str, str]
     compute: Compute = Field(exclude=True)
@@ -58,11 +58,11 @@ def rejection(settings: RejectionSettings, inputs: Mapping[str, Artifact], out: 
     dialogs: list[Dialog] = [dialog for _, dialog in read_dialogs(inputs["questions"].file("dialogs.parquet"))]
     replayed = dialogs[:: max(1, round(len(dialogs) / max(1, REPLAY * len(rows))))]
     rows += training_rows(replayed, tokenizer, min(settings.context_tokens, model.config.context))
-    batches = DialogBatches(rows, BATCH, seed_of(settings.seed, "rejection"), mixed=True)
+    batches = DialogBatches(rows, BATCH, seed_of(settings.seed, "rejection"), settings.micro_tokens, mixed=True)
     steps = len(batches)
     title = f"{settings.member}: fine-tuning on its best answers"
     before = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, hardware, title, out, MICRO_ROWS)
+    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, hardware, title, out)
     after = model.state_dict()
     save_native(out.folder, model.config, {name: (value + after[name].cpu()) / 2 for name, value in before.items()})
     facts = facts_of(rows, steps, settings.learning_rate) | {"best_answers": len(best), "replayed": len(replayed)}

@@ -27,6 +27,7 @@ class SftSettings(Section):
     epochs: int
     batch_dialogs: int
     context_tokens: int
+    micro_tokens: int
     threads: int
     hardware: dict[str, str]
     compute: Compute = Field(exclude=True)
@@ -42,7 +43,7 @@ def sft(settings: SftSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
     chats = [from_openai(row) for row in inputs["chats"].json_lines("train.jsonl")]
     context = min(settings.context_tokens, model.config.context)
     rows = training_rows([*dialogs, *chats], tokenizer, context)
-    batches = DialogBatches(rows, settings.batch_dialogs, seed_of(settings.seed, "sft"))
+    batches = DialogBatches(rows, settings.batch_dialogs, seed_of(settings.seed, "sft"), settings.micro_tokens)
     steps = len(batches) * settings.epochs
     title = f"{settings.member}: supervised fine-tuning"
     state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, hardware, title, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ class DialogBatches:
     """Batches of so many dialogs, in an order drawn from the seed; each dialog once an epoch.
 
     The dialogs of a batch are of like length, or `mixed` at random where short and long ones teach different things.
+    At most `micro_tokens` pass through the network at once.
     """
 
-    def __init__(self, rows: Sequence[Row], dialogs: int, seed: int, mixed: bool = False) -> None:
+    def __init__(self, rows: Sequence[Row], dialogs: int, seed: int, micro_tokens: int, mixed: bool = False) -> None:
         line = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
         if mixed:
             line = np.random.default_rng([seed, len(rows)]).permutation(len(rows)).tolist()
-        self._rows, self._seed = rows, seed
+        self._rows, self._seed, self._micro_tokens = rows, seed, micro_tokens
         self._groups = [line[start : start + dialogs] for start in range(0, len(line), dialogs)]
 
     def __len__(self) -> int:
@@ -44,7 +46,8 @@ class DialogBatches:
     def __getitem__(self, step: int) -> DialogBatch:
         epoch, position = divmod(step, len(self._groups))
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._groups))
-        return dialog_batch([self._rows[index] for index in self._groups[order[position]]])
+        batch = dialog_batch([self._rows[index] for index in self._groups[order[position]]])
+        return replace(batch, micro_tokens=self._micro_tokens)
 
 
 def training_rows(dialogs: Sequence[Dialog], tokenizer: Tokenizer, context: int) -> list[Row]:
@@ -65,7 +68,7 @@ def tune(
     hardware: Hardware,
     title: str,
     out: Draft,
-    micro_rows: int = 2,
+    micro_rows: int = 64,
 ) -> TrainState:
     """One fine-tuning run with a short warm-up and a cosine to a twentieth of the peak; resumes from `out.work`."""
     warmup = max(1, round(WARMUP_SHARE * steps))

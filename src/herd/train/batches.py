@@ -7,7 +7,7 @@ target IGNORED.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,23 +28,34 @@ class Row:
 
 @dataclass(frozen=True)
 class DialogBatch:
-    """Inputs and the ids that follow them, (rows, tokens) int64; IGNORED where nothing is trained."""
+    """Inputs and the ids that follow them, (rows, tokens) int64; IGNORED where nothing is trained.
+
+    A micro-batch has at most `micro_tokens` tokens, padding included, or one row.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
+    micro_tokens: int = field(default=1 << 40, kw_only=True)
 
     @property
     def count(self) -> int:
         return int((self.targets != IGNORED).sum())
 
     def split(self, rows: int) -> Iterator[DialogBatch]:
-        """Micro-batches, each only as long as its longest row."""
+        """Micro-batches, rows of like length together, each only as long as its longest row."""
         lengths = _lengths(self.targets)
         order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), rows):
-            pick = order[start : start + rows]
-            end = _rounded(lengths[pick].max())
+        start = 0
+        while start < len(order):
+            count = 1
+            for longer in order[start + 1 : start + rows]:
+                if (count + 1) * _rounded(int(lengths[longer])) > self.micro_tokens:
+                    break
+                count += 1
+            pick = order[start : start + count]
+            end = _rounded(int(lengths[pick[-1]]))
             yield DialogBatch(self.inputs[pick, :end], self.targets[pick, :end])
+            start += count
 
 
 @dataclass(frozen=True)
