@@ -13,7 +13,6 @@ import numpy as np
 
 IGNORED = -1
 LENGTH_STEP = 128  # rows are padded to multiples of this: buffers of few sizes find places that others left
-SHORT_STEP, SHORT = 32, 256  # up to 256 tokens to multiples of 32: there padding would be a quarter of the work
 PADDING = 0  # any id: nothing attends to it and nothing is asked of it
 
 
@@ -138,9 +137,8 @@ def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rounded(tokens: int) -> int:
-    """Up to a multiple of LENGTH_STEP, or SHORT_STEP; the rows of tiny networks stay as they are."""
-    step = SHORT_STEP if tokens <= SHORT else LENGTH_STEP
-    return int(tokens) if tokens <= LENGTH_STEP else -(-int(tokens) // step) * step
+    """Up to a multiple of LENGTH_STEP; the short rows of small networks stay as they are."""
+    return int(tokens) if tokens <= LENGTH_STEP else -(-int(tokens) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _lengths(targets: np.ndarray) -> np.ndarray:
