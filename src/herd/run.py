@@ -15,10 +15,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,21 +116,18 @@ class _Execution:
         self.wanted = {s.name for s in choice.wanted(plan)}
         self.published: dict[str, Artifact] = {}
         self.found = 0
+        self.workers: Workers | None = None  # made when a stage first asks for them: most second runs need none
 
     def go(self) -> None:
         """Find or make every wanted stage, members side by side."""
-        from herd.train.workers import Workers
-
         waiting, running = list(self.plan), dict[Future[Any], Stage]()
-        with ExitStack() as stack:
-            # entered when a stage first asks for it: most second runs need no workers
-            workers = cache(lambda: stack.enter_context(Workers(self._processes(), self.recipe.compute.threads)))
+        with ExitStack() as pool:
             while True:
                 startable = (s for s in waiting if not (s.alone and running))
                 ready = next((s for s in startable if all(i in self.published for i in s.inputs.values())), None)
                 if ready is not None:
                     waiting.remove(ready)
-                    self._start(ready, workers, running)
+                    self._start(ready, pool, running)
                 elif running:
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         self._arrived(running.pop(future), future.result())
@@ -141,18 +137,22 @@ class _Execution:
         if self.found:
             say(f"{self.found} stages were done already")
 
-    def _start(self, stage: Stage, workers: Callable[[], Workers], running: dict[Future[Any], Stage]) -> None:
+    def _start(self, stage: Stage, pool: ExitStack, running: dict[Future[Any], Stage]) -> None:
         """Take a stage whose inputs are there: found, run here, or handed to a worker."""
-        from herd.train.workers import set_threads
+        from herd.train.workers import Workers, set_threads
 
         if self._resolve(stage) or stage.name not in self.wanted:
             return
         if stage.alone:
+            pool.close()  # idle workers hold memory that a stage on its own may need
+            self.workers = None
             set_threads(self.recipe.compute.threads)
             self._arrived(stage, execute(stage, self._inputs(stage), self.run, self._command(stage)))
         else:
+            if self.workers is None:
+                self.workers = pool.enter_context(Workers(self._processes(), self.recipe.compute.threads))
             paths = {name: a.path for name, a in self._inputs(stage).items()}
-            future = workers().submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))
+            future = self.workers.submit(execute_in_worker, stage, paths, self.run.resolve(), self._command(stage))
             running[future] = stage
 
     def _processes(self) -> int:
