@@ -65,7 +65,7 @@ def dpo(settings: DpoSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
     before = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     objective = preference(settings.beta, settings.nll_weight)
     title = f"{settings.member}: preference optimization"
-    state = tune(model, objective, batches, len(batches), settings.learning_rate, hardware, title, out, micro_rows=2)
+    state = tune(model, objective, batches, len(batches), settings.learning_rate, hardware, title, out, micro_rows=1)
     drift = reference_logprobs(model, rows, hardware) - reference
     after = {name: value.cpu() for name, value in model.state_dict().items()}
     mean = {name: (value + before[name]) / 2 for name, value in after.items()}

@@ -114,6 +114,7 @@ def train(
             if time.monotonic() - released > RELEASE_EVERY_SECONDS:
                 release_memory()
                 released = time.monotonic()
+    optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
     state.seconds = before + time.monotonic() - started
     return state
 
