@@ -247,7 +247,7 @@ def test_a_session_sees_nothing_of_another(walled: Sandbox, unwalled: Sandbox) -
     Path(path).unlink()
 
 
-def test_nothing_is_writable_but_tmp(walled: Sandbox) -> None:
+def test_nothing_is_writable_but_tmp() -> None:
     code = """
 import os
 found = []
@@ -257,7 +257,7 @@ for folder, folders, files in os.walk('/'):
         if os.access(path, os.W_OK):
             found.append(path)
 found"""
-    with walled.session() as session:
+    with Sandbox(Limits(seconds=100)) as patient, patient.session() as session:  # many folders, on a busy machine
         assert session.run(code).value == {"kind": "list", "values": ["/tmp"]}
 
 
