@@ -29,6 +29,18 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def walls() -> None:
+    """Skips where code can't be executed safely."""
+    from herd.console import HerdError
+    from herd.tools import bubblewrap
+
+    try:
+        bubblewrap.find()
+    except HerdError as error:
+        pytest.skip(f"no working bubblewrap: {error}")
+
+
 TINY_LLAMA: dict[str, Any] = {
     "general.name": "tiny",
     "general.license": "mit",

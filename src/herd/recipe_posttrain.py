@@ -66,6 +66,11 @@ class Synthesis(Section):
     chats: Positive = Field(default=40, description="general chats kept in training; as many more measure retention")
     chat_tokens: Positive = Field(default=96, description="an answer of a general chat that is longer is left out")
 
+    @property
+    def known_phrasing_questions(self) -> int:
+        """Test questions on tables never trained on, in phrasings that were: beside the others half as many do."""
+        return (self.test_questions + 1) // 2
+
 
 class Posttrain(Section):
     """Rounds of post-training (paper 4.1)."""

@@ -100,7 +100,7 @@ def _adopted_rows(recipe: Recipe, member: Member) -> Iterator[tuple[str, str, st
     yield "SFT", most, "posttrain.synthesis, and own chats of posttrain.source"
     drawn = f"up to {posttrain.samples_per_prompt * sizes.sample_questions:,}"
     yield "samples", drawn, "samples_per_prompt * sample_questions that one call answers"
-    asked = sizes.test_questions + (sizes.test_questions + 1) // 2
+    asked = sizes.test_questions + sizes.known_phrasing_questions
     yield "test questions", f"{asked:,}", "test_questions on phrasings never trained on, half as many on others"
 
 

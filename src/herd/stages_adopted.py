@@ -49,84 +49,106 @@ def _questions(recipe: Recipe, posttrain: Posttrain, base: Path) -> Stage:
         base=base,
     )
     facts = fingerprint(posttrain.source, base)
-    return Stage("questions", "herd.posttrain.questions:write_all", 1, settings, facts=facts)
+    return Stage("questions", "herd.posttrain.questions:write_all", 2, settings, facts=facts)
+
+
+class _Steps:
+    """What the stages of one member's round have in common: their names, inputs and settings."""
+
+    def __init__(self, recipe: Recipe, posttrain: Posttrain, name: str) -> None:
+        from herd.train.hardware import choose_hardware
+
+        self.name, self.confidence = name, recipe.evaluate.confidence
+        hardware = choose_hardware(recipe.compute).describe()
+        self.where: dict[str, Any] = {"member": name, "threads": posttrain.threads}
+        self.where |= {"hardware": hardware, "compute": recipe.compute}
+        self.running: dict[str, Any] = self.where | {"seed": recipe.family.seed, "sandbox": recipe.tools.sandbox}
+        self.tuning: dict[str, Any] = self.where | {"seed": recipe.family.seed, "micro_tokens": posttrain.micro_tokens}
+
+    def stage(self, step: str, function: str, settings: Any, *others: str, **inputs: str) -> Stage:
+        """A stage that reads the adopted member and, by the name of their step, `inputs`; `others` are shared ones."""
+        read = {"adopt": "adopt"} | inputs
+        named = {name: f"{source}-{self.name}" for name, source in read.items()} | dict(
+            zip(others, others, strict=True)
+        )
+        return Stage(f"{step}-{self.name}", f"herd.{function}", 1, settings, named, member=self.name)
+
+    def measured(self, model: str, step: str, before: str | None = None) -> Stage:
+        from herd.evaluate.executed import ExecutedSettings
+
+        settings = ExecutedSettings(step=step, confidence=self.confidence, **self.running)
+        inputs = {"model": model, "chats": "chats"} | ({"before": f"executed-{before}"} if before else {})
+        function = "evaluate.executed:evaluate_executed"
+        return self.stage(f"executed-{step}", function, settings, "questions", **inputs)
 
 
 def _round(recipe: Recipe, posttrain: Posttrain, name: str) -> Iterator[Stage]:
-    from herd.evaluate.executed import ExecutedSettings
+    steps = _Steps(recipe, posttrain, name)
+    yield from _first_tuning(steps, posttrain)
+    yield from _choosing(steps, posttrain)
+    yield from _preferring(steps, posttrain)
+    if recipe.safety is not None:
+        yield _dial(recipe.safety, steps.where, name)
+
+
+def _first_tuning(steps: _Steps, posttrain: Posttrain) -> Iterator[Stage]:
     from herd.posttrain.chats import ChatSettings
-    from herd.posttrain.dpo import DpoSettings
-    from herd.posttrain.rejection import RejectionSettings
-    from herd.posttrain.reward import RewardSettings
-    from herd.posttrain.samples import SampleSettings
     from herd.posttrain.sft import SftSettings
-    from herd.train.hardware import choose_hardware
 
-    where: dict[str, Any] = {
-        "member": name,
-        "threads": posttrain.threads,
-        "hardware": choose_hardware(recipe.compute).describe(),
-        "compute": recipe.compute,
-    }
-    common: dict[str, Any] = where | {"seed": recipe.family.seed}
-    running: dict[str, Any] = common | {"sandbox": recipe.tools.sandbox}
-    adopt, samples = f"adopt-{name}", f"samples-{name}"
-    base = {"adopt": adopt, "questions": "questions"}
-
-    def stage(step: str, function: str, settings: Any, **inputs: str) -> Stage:
-        return Stage(f"{step}-{name}", f"herd.{function}", 1, settings, base | inputs, member=name)
-
-    def measured(model: str, step: str, before: str | None) -> Stage:
-        settings = ExecutedSettings(step=step, confidence=recipe.evaluate.confidence, **running)
-        inputs = {"model": f"{model}-{name}", "chats": f"chats-{name}"}
-        inputs |= {"before": f"executed-{before}-{name}"} if before else {}
-        return stage(f"executed-{step}", "evaluate.executed:evaluate_executed", settings, **inputs)
-
-    chats = ChatSettings(synthesis=posttrain.synthesis, **where)
-    yield Stage(f"chats-{name}", "herd.posttrain.chats:write_chats", 1, chats, {"adopt": adopt}, member=name)
-    yield measured("adopt", "zero-shot", None)
+    chats = ChatSettings(synthesis=posttrain.synthesis, **steps.where)
+    yield steps.stage("chats", "posttrain.chats:write_chats", chats)
+    yield steps.measured("adopt", "zero-shot")
     tuning = SftSettings(
         learning_rate=posttrain.sft_learning_rate,
         epochs=posttrain.sft_epochs,
         batch_dialogs=posttrain.batch_dialogs,
         context_tokens=posttrain.context_tokens,
-        micro_tokens=posttrain.micro_tokens,
-        **common,
+        **steps.tuning,
     )
-    yield stage("sft", "posttrain.sft:sft", tuning, chats=f"chats-{name}")
-    yield measured("sft", "after-sft", "zero-shot")
+    yield steps.stage("sft", "posttrain.sft:sft", tuning, "questions", chats="chats")
+    yield steps.measured("sft", "after-sft", "zero-shot")
+
+
+def _choosing(steps: _Steps, posttrain: Posttrain) -> Iterator[Stage]:
+    from herd.posttrain.rejection import RejectionSettings
+    from herd.posttrain.reward import RewardSettings
+    from herd.posttrain.samples import SampleSettings
+
     sampling = SampleSettings(
-        samples_per_prompt=posttrain.samples_per_prompt, temperature=posttrain.sample_temperature, **running
+        samples_per_prompt=posttrain.samples_per_prompt, temperature=posttrain.sample_temperature, **steps.running
     )
-    yield stage("samples", "posttrain.samples:sample", sampling, model=f"sft-{name}")
+    yield steps.stage("samples", "posttrain.samples:sample", sampling, "questions", model="sft")
     judging = RewardSettings(
         learning_rate=posttrain.reward_learning_rate,
         pairs=posttrain.reward_pairs,
         batch_pairs=posttrain.batch_pairs,
-        **common,
+        **steps.tuning,
     )
-    yield stage("reward", "posttrain.reward:train_reward", judging, samples=samples)
+    yield steps.stage("reward", "posttrain.reward:train_reward", judging, "questions", samples="samples")
     choosing = RejectionSettings(
         learning_rate=posttrain.rejection_learning_rate or posttrain.sft_learning_rate,
         context_tokens=posttrain.context_tokens,
-        micro_tokens=posttrain.micro_tokens,
-        **common,
+        **steps.tuning,
     )
-    inputs = {"model": f"sft-{name}", "samples": samples, "reward": f"reward-{name}"}
-    yield stage("rejection", "posttrain.rejection:rejection", choosing, **inputs)
-    yield measured("rejection", "after-rejection", "after-sft")
+    inputs = {"model": "sft", "samples": "samples", "reward": "reward"}
+    yield steps.stage("rejection", "posttrain.rejection:rejection", choosing, "questions", **inputs)
+    yield steps.measured("rejection", "after-rejection", "after-sft")
+
+
+def _preferring(steps: _Steps, posttrain: Posttrain) -> Iterator[Stage]:
+    from herd.posttrain.dpo import DpoSettings
+
     preferring = DpoSettings(
         learning_rate=posttrain.dpo_learning_rate,
         beta=posttrain.dpo_beta,
         nll_weight=posttrain.dpo_nll_weight,
         pairs=posttrain.dpo_pairs,
         batch_pairs=posttrain.batch_pairs,
-        **running,
+        sandbox=steps.running["sandbox"],
+        **steps.tuning,
     )
-    yield stage("dpo", "posttrain.dpo:dpo", preferring, model=f"rejection-{name}", samples=samples)
-    yield measured("dpo", "after-dpo", "after-rejection")
-    if recipe.safety is not None:
-        yield _dial(recipe.safety, where, name)
+    yield steps.stage("dpo", "posttrain.dpo:dpo", preferring, "questions", model="rejection", samples="samples")
+    yield steps.measured("dpo", "after-dpo", "after-rejection")
 
 
 def _guard(recipe: Recipe, safety: Safety, base: Path) -> Stage:

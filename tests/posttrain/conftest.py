@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -12,14 +13,12 @@ import pytest
 import torch
 
 from herd.artifact import Artifact, Draft, find, publish
-from herd.console import HerdError
 from herd.model.formats.tokenizer_files import byte_characters
 from herd.model.tokenizer import Tokenizer
 from herd.posttrain.questions import QuestionSettings, write_all
 from herd.posttrain.synthesis.invented import invent_table
 from herd.pretrain.adopt import AdoptSettings, adopt
 from herd.recipe_posttrain import DialogSource, OwnTables, Synthesis
-from herd.tools import bubblewrap
 from herd.tools.sandbox import Sandbox
 
 SPECIALS = (  # of SmolLM2's vocabulary, whose first ids they have
@@ -60,6 +59,48 @@ def odd_csv(seed: int = 0, rows: int = 40) -> bytes:
     return ODD.format(rows="\n".join(lines) + "\n").encode()
 
 
+ROUND = """
+[family]
+name = "round"
+seed = 2
+
+[[member]]
+name = "tiny"
+role = "laptop"
+from = "tiny.gguf"
+
+[posttrain]
+threads = 1
+samples_per_prompt = 3
+context_tokens = 4096
+sft_learning_rate = 1e-3
+
+[posttrain.synthesis]
+dialogs = 6
+turns = 2
+sample_questions = 6
+dev_questions = 2
+test_questions = 4
+chats = 4
+chat_tokens = 4
+
+[[posttrain.source]]
+kind = "invented-tables"
+name = "office"
+count = 3
+
+[[posttrain.source]]
+kind = "own-tables"
+name = "kept"
+path = "kept"
+test = true
+
+[compute]
+device = "cpu"
+dtype = "float32"
+"""
+
+
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """CSV files: two written here, three invented."""
@@ -69,15 +110,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for name, content in made:
         (folder / f"{name}.csv").write_bytes(content)
     return [folder / f"{name}.csv" for name, _ in made]
-
-
-@pytest.fixture(scope="session")
-def walls() -> None:
-    """Skips where code can't be executed safely."""
-    try:
-        bubblewrap.find()
-    except HerdError as error:
-        pytest.skip(f"no working bubblewrap: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +218,17 @@ def asked(bench: Bench, walls: None, tables: list[Path]) -> Artifact:
     sizes = Synthesis(dialogs=6, turns=2, sample_questions=10, dev_questions=2, test_questions=2)
     settings = QuestionSettings(seed=1, source=sources, synthesis=sizes, base=tables[0].parent)
     return bench.make("questions", lambda out: write_all(settings, {}, out))
+
+
+@pytest.fixture(scope="session")
+def write_round(weights: Path, tables: list[Path]) -> Callable[[Path], Path]:
+    """Writes a recipe with an untrained model and a table to test on into a folder; gives the recipe's path."""
+
+    def write(folder: Path) -> Path:
+        shutil.copy(weights, folder / "tiny.gguf")
+        (folder / "kept").mkdir()
+        shutil.copy(tables[0], folder / "kept")
+        (folder / "round.toml").write_text(ROUND)
+        return folder / "round.toml"
+
+    return write

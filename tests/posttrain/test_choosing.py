@@ -41,13 +41,14 @@ WHERE: dict[str, Any] = {
     "seed": 1,
     "member": "tiny",
     "threads": 1,
+    "micro_tokens": 4096,
     "hardware": {"device": "cpu"},
     "compute": Compute(device="cpu", dtype="float32"),
 }
 REWARD = RewardSettings(learning_rate=1e-3, pairs=100, batch_pairs=4, **WHERE)
-REJECTION = RejectionSettings(learning_rate=1e-3, context_tokens=4096, micro_tokens=4096, **WHERE)
+REJECTION = RejectionSettings(learning_rate=1e-3, context_tokens=4096, **WHERE)
 DPO = DpoSettings(learning_rate=1e-3, beta=0.1, nll_weight=0.2, pairs=12, batch_pairs=4, **WHERE)
-SFT = SftSettings(learning_rate=1e-3, epochs=2, batch_dialogs=2, context_tokens=4096, micro_tokens=4096, **WHERE)
+SFT = SftSettings(learning_rate=1e-3, epochs=2, batch_dialogs=2, context_tokens=4096, **WHERE)
 
 
 def row(question: str, right: bool, *ids: int) -> dict[str, Any]:
@@ -112,13 +113,13 @@ def test_an_epoch_has_every_dialog_once_and_each_epoch_another_order(mixed):
 
 def test_every_pair_comes_once_with_its_own_reference():
     pairs = [Pair(str(i), [50 + i], [i, i], [20 + i]) for i in range(7)]
-    batches = PairBatches(pairs, 3, 0)
+    batches = PairBatches(pairs, 3, 0, 4096)
     assert sorted(batches[s].inputs[r, 0] for s in range(3) for r in range(len(batches[s].inputs))) == list(
         range(50, 57)
     )
     rows = [(Row([1, i, 2], [False, True, True]), Row([1, 30 + i], [False, True])) for i in range(7)]
     reference = np.stack([np.arange(7), 100 + np.arange(7)], 1).astype(np.float32)
-    preferences, seen = PreferenceBatches(rows, reference, 3, 0), []
+    preferences, seen = PreferenceBatches(rows, reference, 3, 0, 4096), []
     for step in range(len(preferences)):
         batch = preferences[step]
         for index in range(batch.count):

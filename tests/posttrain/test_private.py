@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,46 +16,6 @@ import pytest
 
 ALONE = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
 SECRETS = {name: f"xyzzy-{name.lower()}-7341" for name in ("HERD_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")}
-RECIPE = """
-[family]
-name = "private"
-seed = 2
-
-[[member]]
-name = "tiny"
-role = "laptop"
-from = "tiny.gguf"
-
-[posttrain]
-threads = 1
-samples_per_prompt = 2
-context_tokens = 4096
-sft_learning_rate = 1e-3
-
-[posttrain.synthesis]
-dialogs = 4
-turns = 2
-sample_questions = 2
-dev_questions = 2
-test_questions = 2
-chats = 4
-chat_tokens = 4
-
-[[posttrain.source]]
-kind = "invented-tables"
-name = "office"
-count = 3
-
-[[posttrain.source]]
-kind = "own-tables"
-name = "kept"
-path = "kept"
-test = true
-
-[compute]
-device = "cpu"
-dtype = "float32"
-"""
 HERD = """
 import sys
 def watch(event, arguments):
@@ -83,7 +42,7 @@ def run(*words):
     done = subprocess.run([*herd, *words], cwd=folder, capture_output=True, text=True)
     print(done.stdout, done.stderr, sep="\\n")
     print("status", words[0], done.returncode)
-run("run", "private.toml", "--out", "run", "--until", "executed-after-sft")
+run("run", "round.toml", "--out", "run", "--until", "executed-after-sft")
 run("ask", "kept/shops.csv", "How many rows?", "--run", "run", "--json")
 with subprocess.Popen([*herd, "serve", "--run", "run", "--port", "0"], cwd=folder, text=True,
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
@@ -103,15 +62,12 @@ with subprocess.Popen([*herd, "serve", "--run", "run", "--port", "0"], cwd=folde
 
 
 @pytest.fixture(scope="module")
-def told(walls, weights, tables, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def told(walls, write_round, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and all that was printed."""
     if subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here: unshare --net fails")
     folder = tmp_path_factory.mktemp("private")
-    shutil.copy(weights, folder / "tiny.gguf")
-    (folder / "kept").mkdir()
-    shutil.copy(tables[0], folder / "kept" / "shops.csv")
-    (folder / "private.toml").write_text(RECIPE)
+    write_round(folder)
     environment = {**os.environ, **SECRETS, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*ALONE, sys.executable, "-u", "-c", ALL, HERD, str(folder)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,64 +10,20 @@ from herd.artifact import published
 from herd.console import HerdError
 from herd.evaluate.answers import read_questions
 from herd.evidence import Ledger
+from herd.model.generation import Completion, Generator
 from herd.posttrain.chats import ChatSettings, answer, write_chats
 from herd.recipe import Compute, load_recipe
 from herd.recipe_posttrain import Synthesis
 from herd.run import run_recipe
 from herd.stages import Choice, stages
 
-RECIPE = """
-[family]
-name = "round"
-seed = 2
-
-[[member]]
-name = "tiny"
-role = "laptop"
-from = "tiny.gguf"
-
-[posttrain]
-threads = 1
-samples_per_prompt = 3
-context_tokens = 4096
-sft_learning_rate = 1e-3
-
-[posttrain.synthesis]
-dialogs = 6
-turns = 2
-sample_questions = 6
-dev_questions = 2
-test_questions = 4
-chats = 4
-chat_tokens = 4
-
-[[posttrain.source]]
-kind = "invented-tables"
-name = "office"
-count = 3
-
-[[posttrain.source]]
-kind = "own-tables"
-name = "kept"
-path = "kept"
-test = true
-
-[compute]
-device = "cpu"
-dtype = "float32"
-"""
 BEFORE = ["adopt", "chats", "executed-zero-shot", "sft", "executed-after-sft", "samples"]
 AFTER = ["reward", "rejection", "executed-after-rejection", "dpo", "executed-after-dpo"]
 
 
 @pytest.fixture(scope="module")
-def recipe(weights, tables, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("round")
-    shutil.copy(weights, folder / "tiny.gguf")
-    (folder / "kept").mkdir()
-    shutil.copy(tables[0], folder / "kept")
-    (folder / "round.toml").write_text(RECIPE)
-    return folder / "round.toml"
+def recipe(write_round, tmp_path_factory) -> Path:
+    return write_round(tmp_path_factory.mktemp("round"))
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +99,15 @@ def test_another_own_table_makes_the_questions_anew(run, recipe, tables):
 
 
 def test_answers_without_words_or_without_an_end_are_no_chats(tokenizer):
-    class Silent:
+    class Silent(Generator):
         def generate(self, prompts, sampling):
-            from herd.model.generation import Completion
-
             said = ("  ", "hello ", "", "and then")
             return [Completion(text, (1,), (0.0,), "length" if text == said[3] else "end") for text in said]
 
-    chats = answer(Silent(), tokenizer, ["a", "b", "c", "d"], 4)  # type: ignore[arg-type]
+        def stream(self, prompt, sampling):
+            raise AssertionError("chats are answered whole, never streamed")
+
+        stream_tokens = stream
+
+    chats = answer(Silent(), tokenizer, ["a", "b", "c", "d"], 4)
     assert [[m.content for m in chat.messages] for chat in chats] == [["b", "hello"]]

@@ -40,10 +40,10 @@ class Parrot:
         return [Completion(reply, (), (), "length") for reply in replies]
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
-        raise NotImplementedError
+        raise AssertionError("answers are measured whole, never streamed")
 
     def stream_tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
-        raise NotImplementedError
+        raise AssertionError("answers are measured whole, never streamed")
 
 
 def stage(run: Path, name: str, write) -> Artifact:
@@ -125,7 +125,9 @@ def test_claims_name_both_rates_for_model_and_guard_overall_and_by_source() -> N
         "false-refusal.guarded": 1, "false-refusal.guarded.near": 1,
         "guard.prevented": 3, "guard.added-refusals": 1,
     }  # fmt: skip
-    assert all(c.n == 6 and c.unit == "fraction" and c.low is not None and c.low < c.high for c in found.values())  # type: ignore[operator]
+    for claim in found.values():
+        assert claim.n == 6 and claim.unit == "fraction"
+        assert claim.low is not None and claim.high is not None and claim.low < claim.high
     assert "upper bound" in found["m.safety.violation.model"].what
 
 

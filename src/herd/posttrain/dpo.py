@@ -8,6 +8,7 @@ the dev questions right (spec appendix B).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from herd.posttrain.reward import pairs_of, read_samples, spread
 from herd.posttrain.tuning import seed_of, tune
 from herd.recipe import Compute, Section
 from herd.tools.sandbox import Backend
+from herd.train.average import mean_of
 from herd.train.batches import PreferenceBatch, Row, preference_batch
 from herd.train.hardware import Hardware, choose_hardware
 from herd.train.objective import preference, token_logprobs
@@ -44,6 +46,7 @@ class DpoSettings(Section):
     nll_weight: float
     pairs: int
     batch_pairs: int
+    micro_tokens: int
     threads: int
     hardware: dict[str, str]
     sandbox: Backend = Field(default="bubblewrap", exclude=True)
@@ -61,14 +64,15 @@ def dpo(settings: DpoSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
         (_row(p.prompt, p.right, tokenizer), _row(p.prompt, p.wrong, tokenizer)) for p in spread(found, settings.pairs)
     ]
     reference = reference_logprobs(model, rows, hardware)
-    batches = PreferenceBatches(rows, reference, settings.batch_pairs, seed_of(settings.seed, "dpo order"))
-    before = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+    batches = PreferenceBatches(
+        rows, reference, settings.batch_pairs, seed_of(settings.seed, "dpo order"), settings.micro_tokens
+    )
     objective = preference(settings.beta, settings.nll_weight)
     title = f"{settings.member}: preference optimization"
-    state = tune(model, objective, batches, len(batches), settings.learning_rate, hardware, title, out, micro_rows=1)
+    state = tune(model, objective, batches, len(batches), settings.learning_rate, hardware, title, out)
     drift = reference_logprobs(model, rows, hardware) - reference
     after = {name: value.cpu() for name, value in model.state_dict().items()}
-    mean = {name: (value + before[name]) / 2 for name, value in after.items()}
+    mean = mean_of(load_native(inputs["model"].path).state_dict(), after)
     scores = [
         _dev_score(weights, model, inputs["questions"], tokenizer, hardware, settings) for weights in (after, mean)
     ]
@@ -87,17 +91,20 @@ def dpo(settings: DpoSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
 class PreferenceBatches:
     """Each pair once with its reference, in an order drawn from the seed."""
 
-    def __init__(self, rows: Sequence[tuple[Row, Row]], reference: np.ndarray, size: int, seed: int) -> None:
+    def __init__(
+        self, rows: Sequence[tuple[Row, Row]], reference: np.ndarray, size: int, seed: int, micro_tokens: int
+    ) -> None:
         order = np.random.default_rng(seed).permutation(len(rows))
         self._groups = [order[start : start + size] for start in range(0, len(rows), size)]
-        self._rows, self._reference = rows, reference
+        self._rows, self._reference, self._micro_tokens = rows, reference, micro_tokens
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, step: int) -> PreferenceBatch:
         group = self._groups[step]
-        return preference_batch([self._rows[i] for i in group], self._reference[group])
+        batch = preference_batch([self._rows[i] for i in group], self._reference[group])
+        return replace(batch, micro_tokens=self._micro_tokens)
 
 
 @torch.inference_mode()

@@ -64,7 +64,7 @@ def write_all(settings: QuestionSettings, inputs: Mapping[str, Artifact], out: D
         questions = [
             *_ask(train, sizes.sample_questions, "sample", False, seed),
             *_ask(train, sizes.dev_questions, "dev", False, seed),
-            *_ask(test, (sizes.test_questions + 1) // 2, "test", False, seed),
+            *_ask(test, sizes.known_phrasing_questions, "test", False, seed),
             *_ask(test, sizes.test_questions, "test", True, seed),
             *_talk(test),
         ]

@@ -7,6 +7,7 @@ that no pair was trained on measure how often the right answer gets the higher s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class RewardSettings(Section):
     learning_rate: float
     pairs: int
     batch_pairs: int
+    micro_tokens: int
     threads: int
     hardware: dict[str, str]
     compute: Compute = Field(exclude=True)
@@ -75,9 +77,9 @@ def train_reward(settings: RewardSettings, inputs: Mapping[str, Artifact], out: 
             "needed; raise posttrain.sample_temperature or posttrain.synthesis.sample_questions"
         )
     model = RewardModel(load_native(inputs["adopt"].path)).to(hardware.device)
-    batches = PairBatches(train, settings.batch_pairs, seed_of(settings.seed, "reward"))
+    batches = PairBatches(train, settings.batch_pairs, seed_of(settings.seed, "reward"), settings.micro_tokens)
     title = f"{settings.member}: reward model"
-    state = tune(model, reward, batches, len(batches), settings.learning_rate, hardware, title, out, micro_rows=2)
+    state = tune(model, reward, batches, len(batches), settings.learning_rate, hardware, title, out)
     scores = score(model, samples, wanted(samples, test), tokenizer, hardware.dtype)
     out.write_json("scores.json", scores)
     facts = {"pairs": len(train), "held_out_pairs": len(test), "learning_rate": settings.learning_rate}
@@ -120,17 +122,18 @@ def spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
 class PairBatches:
     """Each pair once, in an order drawn from the seed."""
 
-    def __init__(self, pairs: Sequence[Pair], size: int, seed: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], size: int, seed: int, micro_tokens: int) -> None:
         order = np.random.default_rng(seed).permutation(len(pairs))
         self._groups = [[pairs[i] for i in order[start : start + size]] for start in range(0, len(pairs), size)]
-        self._seed = seed
+        self._seed, self._micro_tokens = seed, micro_tokens
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, step: int) -> RankedBatch:
         group = self._groups[step]
-        return ranked_batch([p.prompt for p in group], [(p.right, p.wrong) for p in group], self._seed + step)
+        batch = ranked_batch([p.prompt for p in group], [(p.right, p.wrong) for p in group], self._seed + step)
+        return replace(batch, micro_tokens=self._micro_tokens)
 
 
 Answer = tuple[str, tuple[int, ...]]  # a question's id and the tokens of one answer to it

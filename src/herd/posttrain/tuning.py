@@ -68,12 +68,11 @@ def tune(
     hardware: Hardware,
     title: str,
     out: Draft,
-    micro_rows: int = 64,
 ) -> TrainState:
     """One fine-tuning run with a short warm-up and a cosine to a twentieth of the peak; resumes from `out.work`."""
     warmup = max(1, round(WARMUP_SHARE * steps))
     schedule = Schedule(learning_rate, FINAL_SHARE * learning_rate, warmup, steps)
-    plan = Plan(steps, schedule, OPTIMIZER, micro_sequences=micro_rows)
+    plan = Plan(steps, schedule, OPTIMIZER)
     return train(model, objective, batches, plan, hardware, title, out.work)
 
 

@@ -1,8 +1,8 @@
-"""Weight averaging, the last step of annealing (paper 3.4.3)."""
+"""Weight averaging: the last step of annealing (paper 3.4.3), and within a round of post-training (paper 4.1.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,3 +26,8 @@ def average_checkpoints(files: Sequence[Path]) -> dict[str, Tensor]:
         for name, value in state.items():
             total[name] += value
     return {name: (value / len(files)).to(torch.float32) for name, value in total.items()}
+
+
+def mean_of(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean of two sets of weights of the same names, on the CPU."""
+    return {name: (value.cpu() + second[name].cpu()) / 2 for name, value in first.items()}

@@ -13,6 +13,7 @@ import numpy as np
 
 IGNORED = -1
 LENGTH_STEP = 128  # rows are padded to multiples of this: buffers of few sizes find places that others left
+UNLIMITED = 1 << 40  # tokens of a micro-batch, padding included
 PADDING = 0  # any id: nothing attends to it and nothing is asked of it
 
 
@@ -27,14 +28,11 @@ class Row:
 
 @dataclass(frozen=True)
 class DialogBatch:
-    """Inputs and the ids that follow them, (rows, tokens) int64; IGNORED where nothing is trained.
-
-    A micro-batch has at most `micro_tokens` tokens, padding included, or one row.
-    """
+    """Inputs and the ids that follow them, (rows, tokens) int64; IGNORED where nothing is trained."""
 
     inputs: np.ndarray
     targets: np.ndarray
-    micro_tokens: int = field(default=1 << 40, kw_only=True)
+    micro_tokens: int = field(default=UNLIMITED, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -44,17 +42,8 @@ class DialogBatch:
         """Micro-batches, rows of like length together, each only as long as its longest row."""
         lengths = _lengths(self.targets)
         order = np.argsort(lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            count = 1
-            for longer in order[start + 1 : start + rows]:
-                if (count + 1) * _rounded(int(lengths[longer])) > self.micro_tokens:
-                    break
-                count += 1
-            pick = order[start : start + count]
-            end = _rounded(int(lengths[pick[-1]]))
-            yield DialogBatch(self.inputs[pick, :end], self.targets[pick, :end])
-            start += count
+        for cut, end in _micro(lengths[order], rows, self.micro_tokens):
+            yield DialogBatch(self.inputs[order[cut], :end], self.targets[order[cut], :end])
 
 
 @dataclass(frozen=True)
@@ -69,9 +58,10 @@ class PreferenceBatch(DialogBatch):
         return len(self.inputs) // 2
 
     def split(self, rows: int) -> Iterator[PreferenceBatch]:
-        for start in range(0, len(self.inputs), 2 * rows):
-            cut = slice(start, start + 2 * rows)
-            end = _rounded(_lengths(self.targets[cut]).max())
+        """Micro-batches of at most so many pairs."""
+        lengths = _lengths(self.targets).reshape(-1, 2).max(-1)
+        for pairs, end in _micro(lengths, rows, self.micro_tokens // 2):
+            cut = slice(2 * pairs.start, 2 * pairs.stop)
             yield PreferenceBatch(
                 self.inputs[cut, :end], self.targets[cut, :end], self.scored[cut, :end], self.reference[cut]
             )
@@ -83,15 +73,15 @@ class RankedBatch:
 
     inputs: np.ndarray
     ends: np.ndarray
+    micro_tokens: int = field(default=UNLIMITED, kw_only=True)
 
     @property
     def count(self) -> int:
         return len(self.inputs)
 
     def split(self, rows: int) -> Iterator[RankedBatch]:
-        for start in range(0, len(self.inputs), rows):
-            cut = slice(start, start + rows)
-            yield RankedBatch(self.inputs[cut, : _rounded(self.ends[cut].max() + 1)], self.ends[cut])
+        for cut, end in _micro(self.ends.max(-1) + 1, rows, self.micro_tokens):
+            yield RankedBatch(self.inputs[cut, :end], self.ends[cut])
 
 
 def dialog_batch(rows: Sequence[Row]) -> DialogBatch:
@@ -134,6 +124,16 @@ def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         counted = trained if row.scored is None else trained & np.array(row.scored, dtype=bool)
         scored[index, : len(ids) - 1] = counted[1:]
     return inputs, targets, scored
+
+
+def _micro(lengths: np.ndarray, rows: int, tokens: int) -> Iterator[tuple[slice, int]]:
+    """Runs of neighbours, and the length each is padded to: so many rows or tokens at most, and one row at least."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        more = _rounded(lengths[start : stop + 1].max())
+        if stop == len(lengths) or stop - start == rows or (stop + 1 - start) * more > tokens:
+            yield slice(start, stop), _rounded(lengths[start:stop].max())
+            start = stop
 
 
 def _rounded(tokens: int) -> int:
