@@ -12,7 +12,8 @@ import torch
 from herd.artifact import Artifact, file_sha256
 from herd.evaluate.answers import read_questions
 from herd.model.dialog import Dialog, Message, encode, from_openai, prompt, to_openai
-from herd.model.formats.native import build, load_native, read_tensors
+from herd.model.formats.native import build, load_native
+from herd.model.formats.weights import read_tensors
 from herd.posttrain import dpo as dpo_stage
 from herd.posttrain import rejection as rejection_stage
 from herd.posttrain import tuning

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError, progress
-from herd.model.formats.native import write_tensors
+from herd.model.formats.weights import write_tensors
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Section
 

@@ -20,7 +20,7 @@ from herd.artifact import published
 from herd.console import HerdError, human_bytes, human_count
 from herd.evidence import Claim, Ledger
 from herd.model.config import ModelConfig
-from herd.model.formats.native import read_json
+from herd.model.formats.weights import read_json
 
 Verdict = Literal["PROVEN", "DISPROVEN", "UNDECIDED", "NOT MEASURED"]
 SPEED = "decode.tokens-per-second"

@@ -21,7 +21,8 @@ from herd.console import HerdError, progress, say
 from herd.evidence import Claim, write_claims
 from herd.model.config import ModelConfig
 from herd.model.formats.huggingface import read_huggingface, write_huggingface
-from herd.model.formats.native import build, load_native, read_tensors
+from herd.model.formats.native import build, load_native
+from herd.model.formats.weights import read_tensors
 from herd.model.tokenizer import Tokenizer
 from herd.model.transformer import Transformer
 from herd.recipe import Positive, Section

@@ -17,6 +17,13 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_context: int = 8192
 
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise HerdError(
+                f"rope scaling: low_freq_factor {self.low_freq_factor} and high_freq_factor {self.high_freq_factor}; "
+                "expected 0 < low < high"
+            )
+
 
 @dataclass(frozen=True)
 class ModelConfig:

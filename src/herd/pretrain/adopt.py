@@ -24,9 +24,10 @@ from herd.data.cache import folder
 from herd.data.sources import Unavailable
 from herd.data.tables import check_digest, fetch_package
 from herd.evidence import Claim, write_claims
-from herd.model.formats.gguf import GgufModel, read_gguf
+from herd.model.formats.gguf import read_gguf
 from herd.model.formats.huggingface import read_huggingface
 from herd.model.formats.native import save_native
+from herd.model.formats.weights import OpenModel, stored
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Section
 
@@ -50,7 +51,7 @@ class Package(NamedTuple):
 
 
 def adopt(settings: AdoptSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
-    """Stage: weights in float32, the tokenizer in `tokenizer/`, and where they are from in `origin.json`.
+    """Stage: weights, the tokenizer in `tokenizer/`, and where they are from in `origin.json`.
 
     Raises HerdError where the source can't be had, is not what its digest says, or is no Llama model.
     """
@@ -86,13 +87,13 @@ def _digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_folder(path: Path) -> GgufModel:
+def _read_folder(path: Path) -> OpenModel:
     config, state = read_huggingface(path)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"{path}: {tokenizer.vocab_size} tokens, but embeddings of {config.vocab_size}")
-    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
-    return GgufModel(config, state, tokenizer, {"name": path.name, "licence": "unstated", "quantization": dict(kinds)})
+    kinds = Counter(str(one.dtype).removeprefix("torch.") for one in stored(state).values())
+    return OpenModel(config, state, tokenizer, {"name": path.name, "licence": "unstated", "quantization": dict(kinds)})
 
 
 def parse_package(source: str) -> Package | None:

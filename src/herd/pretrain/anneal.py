@@ -9,7 +9,8 @@ from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
-from herd.model.formats.native import build, load_native, save_native, write_tensors
+from herd.model.formats.native import build, load_native, save_native
+from herd.model.formats.weights import write_tensors
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan

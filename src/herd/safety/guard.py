@@ -27,7 +27,7 @@ import torch
 
 from herd.artifact import canonical_json
 from herd.console import HerdError
-from herd.model.formats.native import read_json, read_tensors, write_tensors
+from herd.model.formats.weights import read_json, read_tensors, write_tensors
 from herd.safety.prompts import PromptRow
 
 SCHEMA = 1

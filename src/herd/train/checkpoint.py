@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from herd.artifact import canonical_json, file_sha256, write_atomically
 from herd.console import warn
-from herd.model.formats.native import write_tensors
+from herd.model.formats.weights import write_tensors
 
 KEEP = 2
 

@@ -1,7 +1,7 @@
-"""Reading GGUF files of the llama architecture (spec 12.3): weights dequantized to float32, tokenizer, facts.
+"""Reading GGUF files of the llama architecture (spec 12.3): weights, tokenizer, facts.
 
-GGUF stores wq and wk as Meta does, neighbouring pairs rotated, so their rows stay in order. The file itself is read
-by `gguf_file.py`.
+GGUF stores wq and wk as Meta does, neighbouring pairs rotated, so their rows stay in order. F32, F16 and BF16 stay what
+they are, all else is dequantized to float32. The file itself is read by `gguf_file.py`, `gguf_write.py` writes one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from herd.console import HerdError
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.formats.gguf_file import StoredTensor, read_gguf_file
 from herd.model.formats.native import tensor_shapes
+from herd.model.formats.numbers import LONGEST_CONTEXT, MOST_HEADS, MOST_LAYERS, WIDEST, WIDEST_FFN, Numbers
 from herd.model.formats.tokenizer_files import byte_characters
+from herd.model.formats.weights import OpenModel, Stored, Weights
 from herd.model.rope import rotary_frequencies
 from herd.model.tokenizer import Tokenizer
 
@@ -39,26 +41,21 @@ NAMES = {
 }
 ROPE_FACTORS = "rope_freqs.weight"
 PATTERN_OF = {"llama-bpe": "llama3", "smollm": "smollm"}  # tokenizer.ggml.pre -> our split pattern
-LARGEST = {"block_count": 1_000, "embedding_length": 100_000, "feed_forward_length": 1_000_000, "context_length": 2**21}
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # kinds that stay what they are
 ORDINARY, CONTROL, UNUSED = 1, 3, 5  # tokenizer.ggml.token_type
 
 
-class GgufModel(NamedTuple):
-    """What a file holds. `facts`: name, licence and kinds of quantization."""
+def read_gguf(path: Path) -> OpenModel:
+    """Open a file; its weights are read one by one, when asked for.
 
-    config: ModelConfig
-    state: dict[str, Tensor]
-    tokenizer: Tokenizer
-    facts: dict[str, Any]
-
-
-def read_gguf(path: Path) -> GgufModel:
-    """Read a file. Raises HerdError naming the key or tensor that is missing, damaged or not supported."""
+    Raises HerdError naming the key or tensor that is missing, damaged or not supported; reading a weight does where
+    its values are not finite or nobody can dequantize them.
+    """
     fields, tensors = read_gguf_file(path)
     try:
         config = _config(fields, tensors)
         tokenizer = _tokenizer(fields)
-        state = _state(config, tensors)
+        state = _state(config, tensors, path)
     except HerdError as error:
         raise HerdError(f"{path}: {error}") from None
     kinds = Counter(tensor.kind for tensor in tensors.values())
@@ -67,7 +64,7 @@ def read_gguf(path: Path) -> GgufModel:
         "licence": str(fields.get("general.license", "unstated")),
         "quantization": dict(sorted(kinds.items())),
     }
-    return GgufModel(config, state, tokenizer, facts)
+    return OpenModel(config, state, tokenizer, facts)
 
 
 def gguf_name(name: str) -> str:
@@ -84,39 +81,33 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> M
     if fields.get("llama.expert_count", 0) != 0:
         raise HerdError(f"llama.expert_count is {fields['llama.expert_count']!r}; herd reads dense models")
 
-    def whole(key: str, default: int | None = None) -> int:
-        value, most = fields.get(f"llama.{key}", default), LARGEST.get(key, 2**31)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise HerdError(f"llama.{key} is {value!r}; expected a whole number from 1 to {most}")
-        return value
-
-    def real(key: str, default: float | None = None) -> float:
-        value = fields.get(f"llama.{key}", default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
-            raise HerdError(f"llama.{key} is {value!r}; expected a number above 0")
-        return float(str(np.float32(value)))  # the shortest number that is this float32: 1e-05, not 9.99999975e-06
-
-    dim, heads = whole("embedding_length"), whole("attention.head_count")
-    head_dim = whole("attention.key_length", dim // heads)
+    numbers = Numbers({key.removeprefix("llama."): fields[key] for key in fields if key.startswith("llama.")}, "llama.")
+    dim, heads = numbers.whole("embedding_length", WIDEST), numbers.whole("attention.head_count", MOST_HEADS)
+    head_dim = numbers.whole("attention.key_length", WIDEST, max(1, dim // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if whole(key, head_dim) != head_dim:
+        if numbers.whole(key, WIDEST, head_dim) != head_dim:
             raise HerdError(
                 f"llama.{key} is {fields[f'llama.{key}']}, the heads are {head_dim} wide; expected the same"
             )
     config = ModelConfig(
-        layers=whole("block_count"),
+        layers=numbers.whole("block_count", MOST_LAYERS),
         dim=dim,
         heads=heads,
-        kv_heads=whole("attention.head_count_kv", heads),
-        ffn_dim=whole("feed_forward_length"),
+        kv_heads=numbers.whole("attention.head_count_kv", MOST_HEADS, heads),
+        ffn_dim=numbers.whole("feed_forward_length", WIDEST_FFN),
         vocab_size=len(_vocabulary(fields)),
         head_dim=head_dim,
-        context=whole("context_length"),
+        context=numbers.whole("context_length", LONGEST_CONTEXT),
         tied_embeddings="output.weight" not in tensors,
-        rope_theta=real("rope.freq_base", 10_000.0),
-        norm_eps=real("attention.layer_norm_rms_epsilon"),
+        rope_theta=_shortest(numbers.real("rope.freq_base", 10_000.0)),
+        norm_eps=_shortest(numbers.real("attention.layer_norm_rms_epsilon")),
     )
     return config.stretched(config.context, _scaling(config, fields, tensors.get(ROPE_FACTORS)))
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that is this float32: 1e-05, not 9.99999975e-06."""
+    return float(str(np.float32(value)))
 
 
 def _scaling(config: ModelConfig, fields: Mapping[str, Any], factors: StoredTensor | None) -> RopeScaling | None:
@@ -126,7 +117,7 @@ def _scaling(config: ModelConfig, fields: Mapping[str, Any], factors: StoredTens
         raise HerdError(f"llama.rope.scaling.type is {kind!r}; herd reads Llama 3's scaling by {ROPE_FACTORS}, or none")
     if factors is None:
         return None
-    given = torch.from_numpy(_values(ROPE_FACTORS, factors)).flatten()
+    given = _values(ROPE_FACTORS, factors).flatten().float()
     scaling = RopeScaling(factor=float(given.max()))
     plain = rotary_frequencies(config.head_dim, config.rope_theta)
     expected = plain / rotary_frequencies(config.head_dim, config.rope_theta, scaling)
@@ -135,28 +126,52 @@ def _scaling(config: ModelConfig, fields: Mapping[str, Any], factors: StoredTens
     return scaling
 
 
-def _state(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+def _state(config: ModelConfig, tensors: Mapping[str, StoredTensor], path: Path) -> Weights:
     shapes = tensor_shapes(config)
     if unknown := sorted(tensors.keys() - {gguf_name(name) for name in shapes} - {ROPE_FACTORS}):
         raise HerdError(f"unknown tensor {unknown[0]}; herd reads Llama models without biases")
-    state: dict[str, Tensor] = {}
+    found: dict[str, Stored] = {}
     for name, shape in shapes.items():
-        stored = tensors.get(gguf_name(name))
-        if stored is None:
-            raise HerdError(f"tensor {gguf_name(name)} is missing")
-        if stored.shape != tuple(shape):
-            raise HerdError(f"{gguf_name(name)} has shape {list(stored.shape)}, expected {list(shape)}")
-        state[name] = torch.from_numpy(_values(gguf_name(name), stored))
-    return state
+        theirs = gguf_name(name)
+        one = tensors.get(theirs)
+        if one is None:
+            raise HerdError(f"tensor {theirs} is missing")
+        if one.shape != tuple(shape):
+            raise HerdError(f"{theirs} has shape {list(one.shape)}, expected {list(shape)}")
+        found[name] = Stored(one.shape, PLAIN.get(one.kind, torch.float32), lambda t=theirs, o=one: _read(path, t, o))
+    return Weights(_norms_as_matrices(found))
 
 
-def _values(name: str, stored: StoredTensor) -> np.ndarray:
+def _norms_as_matrices(found: dict[str, Stored]) -> dict[str, Stored]:
+    """GGUF keeps norms in float32 whatever the matrices are; where nothing is lost they get the matrices' dtype."""
+    matrices = {one.dtype for one in found.values() if len(one.shape) > 1}
+    norms = {name: one for name, one in found.items() if len(one.shape) == 1 and one.dtype == torch.float32}
+    if len(matrices) != 1 or matrices == {torch.float32}:
+        return found
+    (dtype,) = matrices
+    if not all(torch.equal(value.to(dtype).float(), value) for value in (one.read() for one in norms.values())):
+        return found
+    return found | {name: one.then(lambda value: value.to(dtype), dtype) for name, one in norms.items()}
+
+
+def _read(path: Path, name: str, stored: StoredTensor) -> Tensor:
     try:
-        with np.errstate(all="ignore"):  # what comes out of damaged scales is looked at below
-            values = stored.values()
-    except NotImplementedError:
-        raise HerdError(f"{name}: its kind {stored.kind} can't be dequantized") from None
-    if not np.isfinite(values).all():
+        return _values(name, stored)
+    except HerdError as error:
+        raise HerdError(f"{path}: {error}") from None
+
+
+def _values(name: str, stored: StoredTensor) -> Tensor:
+    """A tensor's numbers, copied out of the file."""
+    if stored.kind in PLAIN:
+        values = torch.frombuffer(bytearray(stored.data), dtype=PLAIN[stored.kind]).view(stored.shape)
+    else:
+        try:
+            with np.errstate(all="ignore"):  # what comes out of damaged scales is looked at below
+                values = torch.from_numpy(stored.values())
+        except NotImplementedError:
+            raise HerdError(f"{name}: its kind {stored.kind} can't be dequantized") from None
+    if not values.isfinite().all():
         raise HerdError(f"{name} holds values that are not finite")
     return values
 

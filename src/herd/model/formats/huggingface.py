@@ -5,9 +5,10 @@ Hugging Face rotates halves of a head where Meta rotates neighbouring pairs, so 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,24 @@ from torch import Tensor
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig, RopeScaling
-from herd.model.formats.native import WEIGHTS, check_tensors, read_json, read_tensors, tensor_shapes, write_tensors
+from herd.model.formats.native import WEIGHTS, check_tensors, tensor_shapes
+from herd.model.formats.numbers import (
+    LONGEST_CONTEXT,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_TOKENS,
+    WIDEST,
+    WIDEST_FFN,
+    Numbers,
+)
 from herd.model.formats.tokenizer_files import save_tokenizer
+from herd.model.formats.weights import Stored, Weights, open_tensors, read_json, stored, write_json, write_tensors
 from herd.model.generation import Sampling
 from herd.model.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # of a file at most, unless one tensor alone is larger; what transformers does by default
+MOST_SHARDS = 10_000
 NAMES = {
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
@@ -44,47 +57,68 @@ def write_huggingface(
     state: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
     dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; weights in one file, rounded to `dtype`.
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; weights rounded to `dtype`, in one file, or
+    in shards with an index where they are larger than `shard_bytes`. One tensor is in memory at a time.
 
     `state` has our names (`Transformer.state_dict()`); it is not changed. Without a tokenizer the special ids stay
     null. Raises HerdError naming tensors that do not fit the config, OSError (ENOSPC) where the disk is full.
     """
     check_tensors(config, state, "the model to write")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    ours, theirs = stored(state), dict[str, Stored]()
     for name in tensor_shapes(config):
         heads = _rotated_heads(name, config)
-        tensor = state[name].to(dtype)
-        tensors[huggingface_name(name)] = to_halves(tensor, heads) if heads else tensor
-    write_tensors(folder / WEIGHTS, tensors)
-    _write_json(folder / "config.json", _config_json(config, tokenizer, str(dtype).removeprefix("torch.")))
+        theirs[huggingface_name(name)] = ours[name].then(partial(to_halves, heads=heads)) if heads else ours[name]
+    _write_weights(folder, theirs, dtype, shard_bytes)
+    write_json(folder / "config.json", _config_json(config, tokenizer, str(dtype).removeprefix("torch.")))
     if tokenizer is not None:
-        _write_json(folder / "generation_config.json", _generation_json(tokenizer))
+        write_json(folder / "generation_config.json", _generation_json(tokenizer))
         save_tokenizer(tokenizer, folder)
 
 
-def read_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _write_weights(folder: Path, tensors: Mapping[str, Stored], dtype: torch.dtype, shard_bytes: int) -> None:
+    shards: list[dict[str, Stored]] = [{}]
+    total = filled = 0
+    for name, one in tensors.items():
+        size = math.prod(one.shape) * dtype.itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = one
+        filled, total = filled + size, total + size
+    if len(shards) == 1:
+        write_tensors(folder / WEIGHTS, Weights(shards[0]), dtype)
+        return
+    files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        write_tensors(folder / file, Weights(shard), dtype)
+    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def read_huggingface(folder: Path) -> tuple[ModelConfig, Weights]:
     """Config and weights, under our names and in the files' dtype, of a Llama folder: one safetensors file or shards.
+    Each weight is read when it is asked for.
 
     Raises HerdError naming the file and key of what is missing, damaged, or not this architecture.
     """
     config = _read_config(folder / "config.json")
-    theirs = _read_weights(folder)
+    theirs = _open_weights(folder)
     if config.tied_embeddings:
         theirs.pop("lm_head.weight", None)  # some writers store the embeddings twice
-    state: dict[str, Tensor] = {}
+    found: dict[str, Stored] = {}
     for name in tensor_shapes(config):
-        if (tensor := theirs.pop(huggingface_name(name), None)) is not None:
-            state[name] = tensor
+        if (one := theirs.pop(huggingface_name(name), None)) is not None:
+            heads = _rotated_heads(name, config)
+            found[name] = one.then(partial(from_halves, heads=heads)) if heads else one
     unknown = sorted(name for name in theirs if not name.endswith("rotary_emb.inv_freq"))  # computed, not learned
     if unknown:
         raise HerdError(f"{folder}: unknown tensor {unknown[0]}; is this LlamaForCausalLM?")
-    check_tensors(config, state, str(folder))
-    return config, {
-        name: from_halves(tensor, heads) if (heads := _rotated_heads(name, config)) else tensor
-        for name, tensor in state.items()
-    }
+    weights = Weights(found)
+    check_tensors(config, weights, str(folder))
+    return config, weights
 
 
 def huggingface_name(name: str) -> str:
@@ -168,59 +202,64 @@ def _read_config(path: Path) -> ModelConfig:
     for key, wanted in fixed.items():
         if values.get(key, None if key == "model_type" else wanted) != wanted:
             raise HerdError(f"{path}: {key} is {values.get(key)!r}; herd reads Llama models, with {wanted!r} there")
-    rope = values.get("rope_parameters") or {
-        "rope_theta": values.get("rope_theta", 10_000.0),
-        **(values.get("rope_scaling") or {}),
-    }
+    numbers = Numbers(values, f"{path}: ")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise HerdError(f"{path}: rope_parameters is {type(rope).__name__}; expected a table")
+    turns = Numbers({"rope_theta": values.get("rope_theta"), **rope}, f"{path}: ")
+    heads, dim = numbers.whole("num_attention_heads", MOST_HEADS), numbers.whole("hidden_size", WIDEST)
     try:
-        heads = values["num_attention_heads"]
         return ModelConfig(
-            layers=values["num_hidden_layers"],
-            dim=values["hidden_size"],
+            layers=numbers.whole("num_hidden_layers", MOST_LAYERS),
+            dim=dim,
             heads=heads,
-            kv_heads=values.get("num_key_value_heads") or heads,
-            ffn_dim=values["intermediate_size"],
-            vocab_size=values["vocab_size"],
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            context=values["max_position_embeddings"],
-            tied_embeddings=values.get("tie_word_embeddings", False),
-            rope_theta=rope["rope_theta"],
-            rope_scaling=_rope_scaling(rope, path),
-            norm_eps=values.get("rms_norm_eps", 1e-6),
+            kv_heads=numbers.whole("num_key_value_heads", MOST_HEADS, heads),
+            ffn_dim=numbers.whole("intermediate_size", WIDEST_FFN),
+            vocab_size=numbers.whole("vocab_size", MOST_TOKENS),
+            head_dim=numbers.whole("head_dim", WIDEST, max(1, dim // heads)),
+            context=numbers.whole("max_position_embeddings", LONGEST_CONTEXT),
+            tied_embeddings=numbers.flag("tie_word_embeddings", False),
+            rope_theta=turns.real("rope_theta", 10_000.0),
+            rope_scaling=_rope_scaling(rope, turns, path),
+            norm_eps=numbers.real("rms_norm_eps", 1e-6),
         )
-    except KeyError as error:
-        raise HerdError(f"{path}: key {error} is missing") from None
-    except TypeError as error:
-        raise HerdError(f"{path}: a value has the wrong type ({error})") from None
+    except HerdError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise HerdError(f"{path}: {error}") from None
 
 
-def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
+def _rope_scaling(rope: Mapping[str, Any], numbers: Numbers, path: Path) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise HerdError(f"{path}: rope_type '{kind}' is not supported; 'default' and 'llama3' are")
+        raise HerdError(f"{path}: rope_type {kind!r} is not supported; 'default' and 'llama3' are")
     return RopeScaling(
-        rope["factor"],
-        rope["low_freq_factor"],
-        rope["high_freq_factor"],
-        rope["original_max_position_embeddings"],
+        numbers.real("factor"),
+        numbers.real("low_freq_factor"),
+        numbers.real("high_freq_factor"),
+        numbers.whole("original_max_position_embeddings", LONGEST_CONTEXT),
     )
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _open_weights(folder: Path) -> dict[str, Stored]:
     if not (folder / INDEX).is_file():
-        return read_tensors(folder / WEIGHTS)
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        return open_tensors(folder / WEIGHTS).stored
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise HerdError(f"{folder / INDEX}: key 'weight_map' is missing or not a table of file names")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        if Path(name).name != name:
-            raise HerdError(f"{folder / INDEX}: '{name}' leads out of the folder")
-        tensors |= read_tensors(folder / name)
+    files = sorted(set(places.values()))
+    if len(files) > MOST_SHARDS:
+        raise HerdError(f"{folder / INDEX}: names {len(files):,} files; at most {MOST_SHARDS:,} are read")
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        if Path(file).name != file:
+            raise HerdError(f"{folder / INDEX}: '{file}' leads out of the folder")
+        for name, one in open_tensors(folder / file).stored.items():
+            if places.get(name) != file:
+                raise HerdError(f"{folder / file}: holds {name}, which {INDEX} places in {places.get(name)}")
+            tensors[name] = one
+    if lost := sorted(places.keys() - tensors.keys()):
+        raise HerdError(f"{folder / places[lost[0]]}: no tensor {lost[0]}, which {INDEX} places there")
     return tensors
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

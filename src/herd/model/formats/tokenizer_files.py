@@ -112,14 +112,17 @@ def byte_characters() -> list[str]:
     return [chr(value) if value in printable else chr(next(spare)) for value in range(256)]
 
 
+_SPELLING = byte_characters()
+
+
+def spelled(token: bytes) -> str:
+    """A token in Hugging Face's and GGUF's byte-level spelling."""
+    return "".join(_SPELLING[value] for value in token)
+
+
 def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`. Like the released one Llama 3's puts BOS first unless told not to."""
-    table = byte_characters()
-
-    def spell(token: bytes) -> str:
-        return "".join(table[value] for value in token)
-
-    vocabulary = {spell(token): rank for token, rank in tokenizer.ranks.items()}
+    vocabulary = {spelled(token): rank for token, rank in tokenizer.ranks.items()}
     if not _specials_follow(tokenizer):  # what is not in here gets an id behind all others when it is loaded
         vocabulary = dict(sorted((vocabulary | tokenizer.special).items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -152,7 +155,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": True,
             "vocab": vocabulary,
-            "merges": [f"{spell(a)} {spell(b)}" for a, b in merges(tokenizer.ranks)],
+            "merges": [f"{spelled(a)} {spelled(b)}" for a, b in merges(tokenizer.ranks)],
         },
     }
 
@@ -174,9 +177,14 @@ def _begin_with_bos(bos_id: int) -> dict[str, Any]:
     }
 
 
+def chat_template(tokenizer: Tokenizer) -> str | None:
+    """The jinja template that renders messages as `dialog.encode` writes them."""
+    return CHATML if tokenizer.chat_format == "chatml" else None
+
+
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     bos, eos, pad = (tokenizer.decode([token]) for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
-    template = {"chat_template": CHATML} if tokenizer.chat_format == "chatml" else {}
+    template = {"chat_template": text} if (text := chat_template(tokenizer)) else {}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
