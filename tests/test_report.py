@@ -211,7 +211,12 @@ class FakeRun:
         ]
         self.add(f"evaluate-{name}", {}, claims, (f"anneal-{name}",))
         figures = {"tokens": 2048, "max_abs_logit_error": 0.0, "kl_nats": 1e-5, "top1_agreement": 0.99}
-        parity = {"formats": {"huggingface": {"after_rounding": figures, "against_float32": figures}}}
+        parity = {
+            "schema": 2,
+            "formats": {
+                "huggingface": {"exact_after_rounding": True, "largest_change": 0.0, "against_source": figures}
+            },
+        }
         self.add(f"export-{name}", {"parity.json": parity, "huggingface/model": "weights"}, inputs=(f"anneal-{name}",))
 
 

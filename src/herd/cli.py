@@ -92,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     adopt.add_argument("--name", metavar="NAME", help="of the member (default: from the source)")
     adopt.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
 
+    export = verbs.add_parser("export", help="write a member for others: Hugging Face, Meta's code, llama.cpp; proved")
+    export.set_defaults(verb=_export)
+    export.add_argument("member", metavar="MEMBER")
+    export.add_argument("--to", choices=("hf", "huggingface", "meta", "gguf"), required=True, help="the format")
+    export.add_argument(
+        "--quant",
+        metavar="KIND",
+        help="how weights are stored: bf16 (default), f16, f32; of gguf f16 (default) to q4_0",
+    )
+    export.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+    export.add_argument("--out", type=Path, metavar="PATH", help="copy it here too; there must be nothing yet")
+
     recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
     check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
     check.set_defaults(verb=_check)
@@ -171,6 +183,18 @@ def _import(options: argparse.Namespace) -> int:
 
     run = import_model(options.source, options.name, options.out)
     print(f"try it: herd chat --run {shlex.quote(str(run))} --member {trained_members(run)[0]}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from herd.deploy.forms import form_name
+    from herd.run import copy_out, export_member, finished_run
+
+    form = form_name(options.to, options.quant)
+    if options.out is not None and options.out.exists():
+        raise HerdError(f"--out {options.out}: there is something already; choose another name")
+    path = export_member(finished_run(options.run), options.member, form)
+    print(f"written: {copy_out(path, options.out) if options.out else path}")
     return 0
 
 

@@ -21,9 +21,9 @@ from rich.table import Table
 from herd.artifact import MANIFEST, RECORDED, Artifact, canonical_json, open_artifact, read_current
 from herd.console import HerdError, say
 from herd.evidence import CLAIMS, Claim, Entry, Ledger, claims_of
-from herd.recipe import Recipe, load_recipe
+from herd.recipe import ExportForm, Recipe, load_recipe
 from herd.report_reading import exact
-from herd.run import execute
+from herd.run import execute, export_stage
 from herd.stages import Stage, stages
 
 CLOSE = 6  # ids offered for one that is not there
@@ -160,7 +160,16 @@ def _stage(run: Path, recipe: Recipe, base: Path, artifact: Artifact, entry: Ent
     for stage in plan:
         if stage.name == artifact.stage:
             return stage
+    if (form := _exported_form(artifact)) is not None:
+        return export_stage(run, artifact.manifest["asked"]["settings"]["member"], form)
     raise HerdError(f"{run / 'recipe.toml'}: no stage {artifact.stage} any more, which made {entry.claim.id}")
+
+
+def _exported_form(artifact: Artifact) -> ExportForm | None:
+    """The format that `herd export` made an artifact in; None for one of the plan's stages."""
+    forms = artifact.manifest["asked"]["settings"].get("formats", [])
+    member = artifact.manifest["asked"]["settings"].get("member")
+    return next((form for form in forms if artifact.stage == f"export-{form}-{member}"), None)
 
 
 def _without_own_files(recipe: Recipe) -> Recipe:

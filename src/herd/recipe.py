@@ -271,8 +271,24 @@ class Evaluate(Section):
     confidence: Share = 0.95
 
 
+# FORMAT-KIND: how the matrices are stored; without a kind bfloat16, of GGUF float16
+ExportForm = Literal[
+    "huggingface",
+    "huggingface-f16",
+    "huggingface-f32",
+    "meta",
+    "meta-f16",
+    "meta-f32",
+    "gguf-f32",
+    "gguf-f16",
+    "gguf-bf16",
+    "gguf-q8_0",
+    "gguf-q4_0",
+]
+
+
 class Deploy(Section):
-    formats: list[Literal["huggingface"]] = Field(default=["huggingface"])
+    formats: list[ExportForm] = Field(default=["huggingface"])
 
 
 class Mesh(Section):

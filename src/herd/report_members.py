@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 from markupsafe import Markup
 
 from herd.artifact import Artifact
 from herd.console import human_bytes, human_count
+from herd.deploy.export import SCHEMA as PARITY_SCHEMA
 from herd.evidence import Claim
 from herd.report_plots import Curve, Measured, dots, loss_curves, scientific, smooth
 from herd.report_reading import Run, metrics
@@ -149,27 +152,35 @@ def _with_count(run: Run, label: str, members: list[str]) -> str:
 def exports(run: Run) -> list[dict[str, Any]]:
     """Each member's exported formats with how far they are from the weights they came from."""
     rows = []
-    for name in run.members:
-        if (artifact := run.artifacts.get(f"export-{name}")) is None:
+    members = [*run.members, *run.adopted]
+    for member, (stage, artifact) in itertools.product(members, run.artifacts.items()):
+        if stage != f"export-{member}" and not re.fullmatch(rf"export-(huggingface|meta|gguf)\S*-{member}", stage):
             continue
-        for form, figures in artifact.json("parity.json")["formats"].items():
-            rounded, cost = figures["after_rounding"], figures["against_float32"]
+        report = artifact.json("parity.json")
+        if report["schema"] != PARITY_SCHEMA:  # of an older version, which the next run makes anew
+            continue
+        for form, figures in report["formats"].items():
             size = sum(e["bytes"] for f, e in artifact.manifest["files"].items() if f.startswith(f"{form}/"))
-            rows.append(_export(run, name, form, rounded, cost, size, artifact))
+            rows.append(_export(run, member, form, figures, size, artifact))
     return rows
 
 
-def _export(run: Run, name: str, form: str, rounded: Any, cost: Any, size: int, artifact: Artifact) -> dict[str, Any]:
+def _export(run: Run, name: str, form: str, figures: Any, size: int, artifact: Artifact) -> dict[str, Any]:
+    cost = figures["against_source"]
+
+    def from_parity(text: str) -> Markup:
+        return run.from_file(artifact.stage, "parity.json", text)
+
     def cite(claim: str, text: str) -> Markup:
-        return run.cite(f"{name}.export.{form}.{claim}", text) or run.from_file(f"export-{name}", "parity.json", text)
+        return run.cite(f"{name}.export.{form}.{claim}", text) or from_parity(text)
 
     return {
         "member": name,
         "form": form,
         "folder": f"{artifact.path.name}/{form}/",
         "size": human_bytes(size),
-        "exact": rounded["max_abs_logit_error"] == 0,
-        "error": run.from_file(f"export-{name}", "parity.json", f"{rounded['max_abs_logit_error']:g}"),
+        "exact": figures["exact_after_rounding"],
+        "change": from_parity(f"{figures['largest_change']:.2%}"),
         "kl": cite("kl", f"{cost['kl_nats']:.1e}"),
         "top1": cite("top1-agreement", f"{cost['top1_agreement']:.2%}"),
         "tokens": f"{cost['tokens']:,}",

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -36,7 +37,7 @@ from herd.artifact import (
 )
 from herd.console import HerdError, duration, say
 from herd.evidence import Ledger
-from herd.recipe import Recipe, load_recipe
+from herd.recipe import ExportForm, Recipe, load_recipe
 from herd.stages import Choice, Stage, stages
 
 if TYPE_CHECKING:
@@ -88,6 +89,63 @@ def import_model(source: str, name: str | None = None, out: Path | None = None) 
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(file, recipe)
     return run_recipe(file, run)
+
+
+def export_member(run: Path, name: str, form: ExportForm) -> Path:
+    """Write a member's newest weights in another format, proved as the `export` stage proves them.
+
+    Returns the file or folder inside the artifact. What is there already is found. Raises HerdError where the run has
+    no such member, or the written model is not the member.
+    """
+    from herd.deploy.forms import form_of
+    from herd.train.workers import set_threads
+
+    recipe, done = load_recipe(run / "recipe.toml"), published(run)
+    stage = export_stage(run, name, form)
+    inputs = {known: done[source] for known, source in stage.inputs.items()}
+    with locked(run):
+        clean_drafts(run)
+        artifact = find(run, stage.name, stage.key(inputs))
+        if artifact is None:
+            set_threads(recipe.compute.threads)
+            to, kind = form_of(form)
+            command = f"herd export {name} --to {to} --quant {kind.lower()} --run {shlex.quote(str(run))}"
+            artifact = open_artifact(execute(stage, inputs, run, command))
+            Ledger(run).add(artifact, command)
+        else:
+            say(f"{stage.name} was done already")
+        write_current(run, stage.name, artifact.path.name)
+    folder = artifact.path / form
+    return next(folder.glob("*.gguf"), folder)
+
+
+def export_stage(run: Path, name: str, form: ExportForm) -> Stage:
+    """The stage that writes a member's newest weights in a format. Raises HerdError where there is no such member."""
+    from herd.deploy.export import ExportSettings
+
+    model = member_artifact(run, name).stage
+    done = published(run)
+    inputs = {"model": model} | ({"adopt": f"adopt-{name}"} if f"adopt-{name}" in done else {"tokenizer": "tokenizer"})
+    inputs |= {"shards": "shards"} if "tokenizer" in inputs else {}
+    settings = ExportSettings(member=name, formats=(form,))
+    return Stage(f"export-{form}-{name}", "herd.deploy.export:export", 2, settings, inputs, member=name)
+
+
+def copy_out(path: Path, target: Path) -> Path:
+    """Copy an exported file or folder to a place outside the run, whole or not at all; returns the place."""
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_dir():
+            shutil.copytree(path, part)
+        else:
+            shutil.copyfile(path, part)
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
+        raise
+    return target
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def _member_stages(
     )
     yield stage("evaluate", "herd.evaluate.member:evaluate_member", measuring, finished)
     export = ExportSettings(member=name, formats=tuple(recipe.deploy.formats))
-    yield stage("export", "herd.deploy.export:export", export, finished)
+    inputs = same("shards") | finished
+    yield Stage(f"export-{name}", "herd.deploy.export:export", 2, export, inputs, member=name, alone=False)
 
 
 def initial_part(pretrain: Pretrain) -> Pretrain:

@@ -1,12 +1,10 @@
 """The written folder, loaded by transformers, gives our logits; and comes back as it went."""
 
-import errno
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -125,7 +123,15 @@ def edit_config(folder, change):
     [
         (lambda c: c.update(model_type="mistral"), "model_type is 'mistral'"),
         (lambda c: c.update(attention_bias=True), "attention_bias is True"),
-        (lambda c: c.pop("hidden_size"), "key 'hidden_size' is missing"),
+        (lambda c: c.pop("hidden_size"), "hidden_size is None; expected a whole number from 1 to 100000"),
+        (
+            lambda c: c.update(num_hidden_layers=10**30),
+            "num_hidden_layers is 1000000000000000000000000000000; expected",
+        ),
+        (lambda c: c.update(num_attention_heads=True), "num_attention_heads is True"),
+        (lambda c: c.update(num_key_value_heads=3), "8 attention heads do not divide into 3"),
+        (lambda c: c["rope_parameters"].update(factor="8"), "factor is '8'; expected a number above 0"),
+        (lambda c: c["rope_parameters"].update(low_freq_factor=4), "expected 0 < low < high"),
         (lambda c: c["rope_parameters"].update(rope_type="yarn"), "rope_type 'yarn'"),
         (lambda c: c.update(intermediate_size=8), "feed_forward.w1.weight has shape (160, 64)"),
         (lambda c: c.update(num_hidden_layers=2), "unknown tensor model.layers.2."),
@@ -173,16 +179,6 @@ def test_special_ids_reach_the_generation_config(tmp_path):
     assert (model.config.bos_token_id, model.config.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
 
 
-def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
-    def full(*_):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(native, "save_file", full)
-    with pytest.raises(OSError, match="No space left") as caught:
-        native.save_native(tmp_path, GROUPED, random_model(GROUPED).state_dict())
-    assert caught.value.errno == errno.ENOSPC
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_native_round_trip_and_missing_tensor(name, tmp_path):
     model = random_model(SHAPES[name])
@@ -196,3 +192,44 @@ def test_native_round_trip_and_missing_tensor(name, tmp_path):
     save_file(state, file)
     with pytest.raises(HerdError, match=r"model\.safetensors: missing tensor norm\.weight"):
         native.load_native(tmp_path)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_shards_are_what_transformers_reads(name, tmp_path, tokens):
+    """Files of at most 40 kB but where one tensor is larger, with an index."""
+    model = random_model(SHAPES[name])
+    write_huggingface(tmp_path, model.config, model.state_dict(), None, torch.float32, shard_bytes=40_000)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
+    assert all(len(load_file(file)) == 1 or file.stat().st_size < 42_000 for file in files)
+    assert index["metadata"]["total_size"] == 4 * model.config.parameters
+    torch.testing.assert_close(theirs(tmp_path)(tokens).logits, model(tokens), atol=1e-4, rtol=0)
+    config, state = read_huggingface(tmp_path)
+    assert config == model.config and all(torch.equal(state[key], model.state_dict()[key]) for key in state)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m, files: m.update(dict.fromkeys(m, INDEX)), "index.json: not a whole safetensors file"),
+        (lambda m, files: m.update({"model.norm.weight": files[0]}), "holds model.norm.weight, which"),
+        (lambda m, files: m.update({"model.extra.weight": files[0]}), "no tensor model.extra.weight, which"),
+        (lambda m, files: m.update({"model.norm.weight": "model-9.safetensors"}), r"model-9.safetensors: missing"),
+        (lambda m, files: m.update({f"{i}": f"{i}.safetensors" for i in range(20_000)}), "at most 10,000 are read"),
+        (lambda m, files: m.update({"model.norm.weight": 3}), "not a table of file names"),
+    ],
+    ids=["cyclic", "elsewhere", "promised", "missing", "many", "number"],
+)
+def test_a_wrong_index_is_named(change, named, tmp_path):
+    write_huggingface(tmp_path, GROUPED, random_model(GROUPED).state_dict(), None, torch.float32, shard_bytes=40_000)
+    index = json.loads((tmp_path / INDEX).read_text())
+    change(index["weight_map"], sorted(set(index["weight_map"].values())))
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(HerdError, match=r".") as caught:
+        read_huggingface(tmp_path)
+    assert named in str(caught.value) and str(tmp_path) in str(caught.value)

@@ -38,7 +38,7 @@ def write_gguf(
     kind: GgufKind,
     name: str,
     licence: str | None = None,
-) -> dict[str, str]:
+) -> dict[str, GgufKind]:
     """Write a model; returns the kind of each tensor under its GGUF name.
 
     `state` has our names. Raises HerdError naming tensors that do not fit the config, a RoPE scaling that the format
@@ -51,7 +51,7 @@ def write_gguf(
     if scaling is not None and (scaling.low_freq_factor, scaling.high_freq_factor) != (1.0, 4.0):
         raise HerdError(f"{path}: a RoPE scaling with other bounds than Llama 3's can't be told from its factors")
     entries, names = stored(state), list(tensor_shapes(config))
-    kinds = {ours: tensor_kind(ours, entries[ours].shape, kind, config) for ours in names}
+    kinds: dict[str, GgufKind] = {ours: tensor_kind(ours, entries[ours].shape, kind, config) for ours in names}
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in {**_facts(config, kind, name, licence), **tokenizer_facts(tokenizer)}.items():
         _add(writer, key, value)
