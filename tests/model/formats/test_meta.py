@@ -125,7 +125,7 @@ def test_the_file_is_torch_saves_byte_for_byte(tmp_path):
         assert archive.testzip() is None
     mapped = torch.load(path, mmap=True, weights_only=True)
     assert all(value.data_ptr() % 64 == 0 for value in mapped.values())
-    with torch_config.patch("load.calculate_storage_offsets", True):  # places records by torch's rule of padding
+    with torch_config.patch("load.calculate_storage_offsets", True):  # type: ignore[attr-defined] (by torch's rule)
         calculated = torch.load(path, mmap=True, weights_only=True)
     assert all(torch.equal(calculated[name], mapped[name]) for name in mapped)
 
@@ -204,10 +204,9 @@ def test_released_params_are_said_and_read_as_released(tmp_path):
         assert released_ffn_width(config.dim, multiplier, multiple) == config.ffn_dim
     # 1B and 3B scale by 32; a toy of their sizes does too, though no such file says so
     toy = replace(LLAMA3["1B"], ffn_dim=32, vocab_size=8)
-    zeros = Weights({
-        name: Stored(tuple(shape), torch.bfloat16, lambda shape=shape: torch.zeros(1, dtype=torch.bfloat16).expand(shape))
-        for name, shape in tensor_shapes(toy).items()
-    })  # fmt: skip
+    zero = torch.zeros(1, dtype=torch.bfloat16)
+    shapes = {name: tuple(shape) for name, shape in tensor_shapes(toy).items()}
+    zeros = Weights({name: Stored(at, zero.dtype, lambda at=at: zero.expand(at)) for name, at in shapes.items()})
     write_meta(tmp_path, toy, zeros, None, torch.bfloat16)
     assert read_meta(tmp_path)[0] == toy
 
@@ -282,7 +281,7 @@ def test_foreign_params_are_refused_by_name(changed, problem, tmp_path):
 def test_ranks_that_do_not_fit_each_other_are_refused_by_name(tmp_path):
     state, other = random_state(GROUPED, seed=1), random_state(GROUPED, seed=2)
     write_meta(tmp_path, GROUPED, state, None, torch.float32, 4)
-    first, second, third = (tmp_path / f"consolidated.{rank:02d}.pth" for rank in range(3))
+    _, second, third = (tmp_path / f"consolidated.{rank:02d}.pth" for rank in range(3))
     whole = second.read_bytes()
     second.unlink()
     with pytest.raises(HerdError, match=r"consolidated\.01\.pth: missing; 3 files"):

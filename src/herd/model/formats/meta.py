@@ -28,7 +28,8 @@ from herd.model.config import LLAMA3, ModelConfig, RopeScaling, released_ffn_wid
 from herd.model.formats.native import check_tensors, tensor_shapes
 from herd.model.formats.numbers import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST, WIDEST_FFN, Numbers
 from herd.model.formats.tokenizer_files import save_tokenizer
-from herd.model.formats.torch_file import TorchFile, open_torch_file
+from herd.model.formats.torch_file import open_torch_file
+from herd.model.formats.torch_write import TorchFile
 from herd.model.formats.weights import Stored, Weights, read_json, stored, write_json
 from herd.model.tokenizer import Tokenizer
 

@@ -1,35 +1,31 @@
-"""torch.save's container, both ways: a zip file of stored records, one of them a pickle that says what the others are.
+"""Reading what torch.save wrote: a zip file of stored records, one of them a pickle that says what the others are.
 
 Pickles are programs. `torch.load(weights_only=True)` runs a few functions of them, which is enough for a file of 60
-bytes to take 2 GB, and takes a record for longer than it is. Weights need ten operations and no function: these are
-followed here, nothing is imported or called, and whatever else a pickle asks for is refused by name.
+bytes to take 2 GB, and takes a record for longer than it is. Weights need twenty operations and no function: these are
+followed here, nothing is imported or called, and whatever else a pickle asks for is refused by name. `torch_write.py`
+writes such files.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import pickle
 import pickletools
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from herd.console import HerdError
-from herd.model.formats.weights import Stored, Weights, require_file, tensor_bytes
+from herd.model.formats.weights import Stored, Weights, require_file
 
 MAX_PICKLE_BYTES = 4_000_000  # 250 bytes a tensor; 405B has 1,137 of them
 MAX_RECORDS = 100_000
 MAX_DIMENSIONS = 8
-ALIGNMENT = 64  # of a record in the file, so that it can be used where it is mapped
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -40,7 +36,6 @@ TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_pa
 TABLE = "collections.OrderedDict"
 PLAIN = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 GIVEN = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")
-BEYOND_32_BITS = 0xFFFFFFFF
 
 
 class _Damage(Exception):
@@ -57,14 +52,18 @@ class _Global(NamedTuple):
     name: str
 
 
-class _Storage(NamedTuple):
+class Storage(NamedTuple):
+    """What lies in record `data/KEY`: `numbers` of a dtype."""
+
     dtype: torch.dtype
     key: str
-    count: int
+    numbers: int
 
 
-class _View(NamedTuple):
-    storage: _Storage
+class View(NamedTuple):
+    """A tensor, as a place in a storage; offset and strides count numbers."""
+
+    storage: Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -85,7 +84,7 @@ def open_torch_file(path: Path) -> Weights:
         if not isinstance(table, dict):
             raise _Damage("it holds no table of tensors")
         size = path.stat().st_size
-        mapped = torch.UntypedStorage.from_file(str(path), False, size)
+        mapped: Any = torch.UntypedStorage.from_file(str(path), False, size)
         return Weights({name: _stored(path, name, view, records, root, mapped) for name, view in table.items()})
     except _Damage as damage:
         raise HerdError(f"{path}: not a file of weights that torch saved: {damage}") from None
@@ -153,6 +152,7 @@ def _follow(program: bytes) -> Any:
         del stack[at:]
         return items
 
+    given: Any
     for operation, given, _ in pickletools.genops(program):
         match operation.name:
             case name if name in PLAIN:
@@ -201,12 +201,12 @@ def _set(items: list[Any], table: Any) -> None:
     table.update(zip(keys, values, strict=True))
 
 
-def _storage(given: Any) -> _Storage:
+def _storage(given: Any) -> Storage:
     match given:
         case ("storage", _Global(kind), str(key), str(_), int(count)) if count >= 0:
             if kind not in STORAGES:
                 raise _Damage(f"it holds a {kind}; herd reads {', '.join(STORAGES)}")
-            return _Storage(STORAGES[kind], key, count)
+            return Storage(STORAGES[kind], key, count)
     raise _Damage("it refers to something that is no storage")
 
 
@@ -215,18 +215,16 @@ def _made(function: Any, arguments: Any) -> Any:
     if name == TABLE and arguments == ():
         return {}
     match arguments:
-        case (_View() as view, *_) if name == PARAMETER:
+        case (View() as view, *_) if name == PARAMETER:
             return view
-        case (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if name == TENSOR:
-            return _View(storage, offset, shape, strides)
+        case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if name == TENSOR:
+            return View(storage, offset, shape, strides)
     raise _Damage(f"its pickle calls {name}; herd reads tensors and runs nothing")
 
 
-def _stored(
-    path: Path, name: str, view: Any, records: Mapping[str, _Record], root: str, mapped: torch.UntypedStorage
-) -> Stored:
+def _stored(path: Path, name: str, view: Any, records: Mapping[str, _Record], root: str, mapped: Any) -> Stored:
     """A tensor to be read. Raises _Damage where it is none, or reaches out of its record."""
-    if not isinstance(view, _View):
+    if not isinstance(view, View):
         raise _Damage(f"{name} is no tensor")
     dtype, key, count = view.storage
     record = records.get(f"{root}data/{key}")
@@ -246,7 +244,7 @@ def _stored(
     return Stored(view.shape, dtype, read)
 
 
-def _inside(view: _View) -> bool:
+def _inside(view: View) -> bool:
     """Whether every number of a view is in its storage, and is there once: so that none is larger than the file."""
     numbers = (view.offset, *view.shape, *view.strides)
     if len(view.shape) != len(view.strides) or len(view.shape) > MAX_DIMENSIONS:
@@ -259,92 +257,4 @@ def _inside(view: _View) -> bool:
             if stride < reached:
                 return False
             reached = stride * (size - 1) + reached
-    return view.offset + reached <= view.storage.count
-
-
-class TorchFile:
-    """A file to be written as torch.save writes a table of tensors of one dtype, one tensor after the other.
-
-    `shapes` says what will be added and in which order; `also` gives tensors a second name. Leaving the context writes
-    the directory, without which nothing reads the file. Raises OSError (ENOSPC) where the disk is full.
-    """
-
-    def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, also: Mapping[str, str]
-    ) -> None:
-        self.stream, self.root = path.open("wb"), path.stem
-        self.at = self.added = self.tensors = 0
-        self.directory = bytearray()
-        self._add("data.pkl", _pickle(shapes, dtype, also))
-        self._add(".format_version", b"1")
-        self._add(".storage_alignment", str(ALIGNMENT).encode())
-        self._add("byteorder", b"little")
-
-    def add(self, tensor: Tensor) -> None:
-        """Write the next tensor."""
-        self._add(f"data/{self.tensors}", tensor_bytes(tensor))
-        self.tensors += 1
-
-    def __enter__(self) -> TorchFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self.stream:
-            if kind is None:
-                self._add("version", b"3\n")
-                self._end()
-
-    def _add(self, name: str, data: bytes | memoryview) -> None:
-        """A record as miniz writes it for torch: sizes after the data, padding before it."""
-        path, size, crc = f"{self.root}/{name}".encode(), len(data), zlib.crc32(data)
-        wide = [size] * 2 * (size >= BEYOND_32_BITS) + [self.at] * (self.at >= BEYOND_32_BITS)
-        large = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        padding = -(self.at + 30 + len(path) + len(large) + 4) % ALIGNMENT
-        extra = large + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-        local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0x808, 0, 0, 0, 0, 0, 0, len(path), len(extra))
-        sizes = struct.pack("<4sI2Q" if wide else "<4s3I", b"PK\x07\x08", crc, size, size)
-        kept, place = min(size, BEYOND_32_BITS), min(self.at, BEYOND_32_BITS)
-        fixed = struct.pack("<4s6H3I3H", b"PK\x01\x02", 0, 0, 0x808, 0, 0, 0, crc, kept, kept, len(path), len(large), 0)
-        self.directory += fixed + struct.pack("<2H2I", 0, 0, 0, place) + path + large
-        self.added += 1
-        for part in (local, path, extra, data, sizes):
-            self.stream.write(part)
-            self.at += len(part)
-
-    def _end(self) -> None:
-        start, size, count = self.at, len(self.directory), self.added
-        wide = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 0x31E, 45, 0, 0, count, count, size, start)
-        where = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
-        short, place = min(count, 0xFFFF), min(start, BEYOND_32_BITS)
-        last = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, place, 0)
-        self.stream.write(self.directory + wide + where + last)
-
-
-def _pickle(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, also: Mapping[str, str]) -> bytes:
-    kind = next(name for name, one in STORAGES.items() if one == dtype).removeprefix("torch.")
-    views: dict[str, _View] = {}
-    for key, (name, shape) in enumerate(shapes.items()):
-        strides = torch.empty(shape, device="meta").stride()
-        views[name] = _View(_Storage(dtype, str(key), math.prod(shape)), 0, tuple(shape), strides)
-    stream = io.BytesIO()
-    _Pickler(stream, getattr(torch, kind)).dump(views | {name: views[other] for name, other in also.items()})
-    return stream.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    """Writes views as torch.save writes the tensors they stand for."""
-
-    def __init__(self, stream: BinaryIO, storage_type: type) -> None:
-        super().__init__(stream, protocol=2)
-        self.storage_type = storage_type
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, _Storage):
-            return ("storage", self.storage_type, obj.key, "cpu", obj.count)
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, _View):
-            rebuild = torch._utils._rebuild_tensor_v2
-            return rebuild, (obj.storage, obj.offset, obj.shape, obj.strides, False, OrderedDict())
-        return NotImplemented
+    return view.offset + reached <= view.storage.numbers
