@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from herd.model.config import ModelConfig
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.gguf_write import GgufKind, tensor_kind, write_gguf
 from herd.model.formats.huggingface import read_huggingface, write_huggingface
+from herd.model.formats.meta import read_meta, write_meta
 from herd.model.formats.native import open_native
 from herd.model.formats.weights import OpenModel, read_tensors, stored
 from herd.model.tokenizer import Tokenizer
@@ -81,8 +82,6 @@ def write(folder: Path, name: ExportForm, model: OpenModel) -> Path:
         write_huggingface(folder, config, state, tokenizer, DTYPES[kind])
         return folder
     if to == "meta":
-        from herd.model.formats.meta import write_meta
-
         write_meta(folder, config, state, tokenizer, DTYPES[kind])
         return folder
     folder.mkdir(parents=True)
@@ -116,11 +115,12 @@ def _read(path: Path, form: Form, source: OpenModel) -> OpenModel:
     """The written model. Raises HerdError where its tokenizer is another one."""
     if form.to == "gguf":
         found = read_gguf(path)
-    else:
-        from herd.model.formats.meta import read_meta
-
-        config, state = (read_huggingface if form.to == "huggingface" else read_meta)(path)
+    elif form.to == "meta":
+        config, state = read_meta(path)
+        config = replace(config, context=source.config.context)  # which Meta's format leaves to whoever loads it
         found = OpenModel(config, state, Tokenizer.load(path), {})
+    else:
+        found = OpenModel(*read_huggingface(path), Tokenizer.load(path), {})
     ours, theirs = source.tokenizer, found.tokenizer
     if (ours.ranks, ours.special, ours.pattern) != (theirs.ranks, theirs.special, theirs.pattern):
         raise HerdError(f"{path}: read back, the tokenizer is another one; not published")
