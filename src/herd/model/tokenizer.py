@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import regex
 import rustbpe
 import tiktoken
 from numpy.typing import NDArray
@@ -84,6 +85,9 @@ class _Roles:
     def all(self) -> tuple[str, ...]:
         return (self.bos, self.eos, self.pad, *self.stops, *self.headers)
 
+    def are_in(self, specials: Iterable[str]) -> bool:
+        return set(self.all) <= set(specials)
+
 
 _ROLES = {
     "llama3": _Roles(
@@ -119,13 +123,15 @@ class Tokenizer:
 
     `ranks` maps each byte sequence to its id. `specials` are the special tokens' ids by name, or their names alone,
     which then take the ids after the ranks; together the ids count from 0 without gaps. `pattern` names how text is
-    split, and with it the chat format. Raises HerdError where an id or a special token is missing or given twice.
+    split; the chat format is the one usual with it, or the other where only that one's special tokens are there.
+    Raises HerdError where an id or a special token is missing or given twice.
     """
 
     def __init__(
         self, ranks: Mapping[bytes, int], specials: Mapping[str, int] | Sequence[str], pattern: str = PATTERN_NAME
     ) -> None:
-        roles = _ROLES["llama3" if pattern == "llama3" else "chatml"]
+        usual, other = ("llama3", "chatml") if pattern == "llama3" else ("chatml", "llama3")
+        roles = _ROLES[other if _ROLES[other].are_in(specials) and not _ROLES[usual].are_in(specials) else usual]
         self.pattern, self.chat_format = pattern, roles.chat_format
         self.ranks = dict(ranks)
         given = specials if isinstance(specials, Mapping) else {n: len(ranks) + i for i, n in enumerate(specials)}
@@ -231,6 +237,12 @@ def _encodable(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def split_text(text: str, pattern: str) -> list[str]:
+    """The stretches of a text that no token reaches across, in order: what merging sees one by one."""
+    split = regex.compile(PATTERNS[pattern])
+    return [part for piece in _pieces(_encodable(text)) for part in split.findall(piece)]
 
 
 def _pieces(text: str) -> Iterator[str]:
