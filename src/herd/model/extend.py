@@ -45,21 +45,17 @@ def extend_tokenizer(
     if wanted < 1:
         least = first + len(behind) + 1
         raise HerdError(f"tokenizer: vocab_size {vocab_size} leaves no room for a new token; at least {least} is needed")
-    kept = _joints(base, keep)
+    taken = {*_joints(base, keep), *base.ranks}
 
     def learnable(joint: bytes) -> bool:
-        return (
-            (ascii or not joint.isascii())
-            and len(joint) <= MAX_TOKEN_BYTES
-            and joint not in kept
-            and joint not in base.ranks
-        )
+        return (ascii or not joint.isascii()) and len(joint) <= MAX_TOKEN_BYTES and joint not in taken
 
     counting = _Counting(base, _count_pieces(base, texts), learnable)
     learned: dict[bytes, int] = {}
     with progress("tokenizer: learning new tokens", wanted) as bar:
         while len(learned) < wanted and (joint := counting.most_frequent()) is not None:
             learned[joint] = first + len(learned)
+            taken.add(joint)
             counting.join(joint, learned[joint])
             bar.update(len(learned))
     if len(learned) < wanted:
@@ -161,9 +157,9 @@ class _Counting:
                 self._counts[other] += weight
             for other in set(come).difference(gone):
                 self._places[other].append(place)
-                grown.add(other)
+            grown.update(come)
             self._words[place] = after
-        del self._counts[joint]
+        self._counts.pop(joint, None)
         for other in grown:
             heapq.heappush(self._heap, (-self._counts[other], other))
 

@@ -244,7 +244,7 @@ WRONG = {
     "wrong family": ({"tokenizer.ggml.pre": "llama-bpe"}, {}, r"special token '<\|begin_of_text\|>' is missing"),
     "kinds": ({"tokenizer.ggml.token_type": [1, 2]}, {}, "token_type does not have a kind for each of 389 tokens"),
     "no merges": ({"tokenizer.ggml.merges": None}, {}, "tokenizer.ggml.merges is missing"),
-    "merges": ({"tokenizer.ggml.merges": ["a b", "Ġ t"]}, {}, "tokenizer.ggml.merges: 'a b' makes no token"),
+    "merges": ({"tokenizer.ggml.merges": ["a b", "Ġ t"]}, {}, "tokenizer.ggml.merges: b'a' b'b' makes no token"),
 }  # fmt: skip
 
 
