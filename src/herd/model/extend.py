@@ -44,7 +44,7 @@ def extend_tokenizer(
     wanted = vocab_size - first - len(behind)
     if wanted < 1:
         least = first + len(behind) + 1
-        raise HerdError(f"tokenizer: vocab_size {vocab_size} leaves no room for a new token; at least {least} is needed")
+        raise HerdError(f"tokenizer: vocab_size {vocab_size} has no room for a new token; expected at least {least}")
     taken = {*_joints(base, keep), *base.ranks}
 
     def learnable(joint: bytes) -> bool:
@@ -111,7 +111,7 @@ class _Counting:
                 if not joints:
                     continue
                 if (tokens := tokens + len(word)) > MAX_TOKENS:
-                    raise HerdError(f"tokenizer: the texts' distinct pieces have over {MAX_TOKENS:,} tokens; give less text")
+                    raise HerdError(f"tokenizer: the texts' pieces have over {MAX_TOKENS:,} tokens; give less text")
                 for joint in joints:
                     self._counts[joint] += weight
                 for joint in set(joints):

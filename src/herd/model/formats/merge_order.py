@@ -53,7 +53,7 @@ def check_merges(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes
 
 
 def _joined(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]) -> dict[tuple[int, int], int]:
-    """Ids of a pair -> id of the token it makes. Raises HerdError where the order is not that of ids, or a pair twice."""
+    """Ids of a pair -> id of the token it makes. Raises HerdError where a merge makes none, or is out of order."""
     table: dict[tuple[int, int], int] = {}
     last = -1
     for left, right in merges:
