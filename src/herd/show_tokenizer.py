@@ -112,14 +112,14 @@ def languages_of_subfolders(folder: Path) -> dict[str, str]:
 
 def _print_table(tokenizers: Mapping[str, Tokenizer], measured: Mapping[str, Measured], folder: Path) -> None:
     console = Console()
-    title = f"{folder}: characters and bytes per token, and characters per token as a ratio to tokenizer 1"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("language")
-    for column in ("documents", "text"):
+    title = f"{folder}: characters and bytes per token; ratio: characters to those of tokenizer 1"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("language", no_wrap=True)
+    for column in ("docs", "text"):
         table.add_column(column, justify="right", no_wrap=True)
     for number, (name, tokenizer) in enumerate(tokenizers.items(), 1):
         console.print(f"{number}: {name}, {tokenizer.vocab_size:,} tokens", markup=False, highlight=False)
-        for column in (f"{number}: chars", "bytes", *(["ratio"] if number > 1 else [])):
+        for column in (f"{number} chars", "bytes", *(["ratio"] if number > 1 else [])):
             table.add_column(column, justify="right", no_wrap=True)
     for language, one in measured.items():
         row = [language, f"{one.documents:,}", human_bytes(one.bytes)]
