@@ -55,10 +55,10 @@ def compare_tokenizers(paths: Sequence[Path], folder: Path, picture: Path) -> No
 
 def names(paths: Sequence[Path]) -> list[str]:
     """What to call each tokenizer: the end of its path, as much as tells them apart, and never just a usual name."""
-    parts = [path.resolve().parts for path in paths]
     usual = {NOTE, HUGGING_FACE, META, "tokenizer"}
-    for length in range(1 + any(some[-1] in usual for some in parts), max(map(len, parts)) + 1):
-        found = ["/".join(some[-length:]) for some in parts]
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(some[-length - (some[-1] in usual) :]) for some in parts]
         if len(set(found)) == len(found):
             return found
     raise HerdError("a tokenizer is given twice; expected different ones")

@@ -84,8 +84,10 @@ def _joints(base: Tokenizer, texts: Iterable[str]) -> set[bytes]:
 
 def _count_pieces(base: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(split_text(text, base.pattern))
+    with progress("tokenizer: splitting texts") as bar:
+        for number, text in enumerate(texts, 1):
+            counts.update(split_text(text, base.pattern))
+            bar.update(number, "texts")
     return counts
 
 
