@@ -98,12 +98,12 @@ class _Counting:
     """
 
     def __init__(self, base: Tokenizer, pieces: Counter[str], learnable: Callable[[bytes], bool]) -> None:
-        self._bytes = [base.token_bytes(token) for token in range(base.vocab_size)]
+        self._bytes = {token: text for text, token in base.ranks.items()}
         self._learnable = learnable
         self._words: list[list[int]] = []
         self._weights: list[int] = []
         self._counts: defaultdict[bytes, int] = defaultdict(int)
-        self._places: defaultdict[bytes, array[int]] = defaultdict(lambda: array("l"))
+        self._places: defaultdict[bytes, array[int]] = defaultdict(lambda: array("i"))
         tokens = 0
         for piece, weight in pieces.items():
             ids = base.encode(piece)
@@ -137,7 +137,6 @@ class _Counting:
     def join(self, joint: bytes, token: int) -> None:
         """Make `joint` a token: replace it wherever it occurs, from left to right as encoding does."""
         spell = self._bytes
-        spell += [b""] * (token + 1 - len(spell))
         spell[token] = joint
         grown: set[bytes] = set()
         for place in set(self._places.pop(joint)):
