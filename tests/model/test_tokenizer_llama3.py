@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,11 +165,11 @@ def test_extending_cl100k_leaves_english_and_helps_the_others(
     found = extend_tokenizer(base, texts, base.vocab_size + LEARNED, keep=learn["en"])
     assert base.ranks.items() <= found.ranks.items() and len(found.ranks) == BASE_RANKS + LEARNED
 
-    english = [
-        text for text in held["en"] if not re.search(r"[^\x00-\u024f\u2000-\u2bff]", text)
-    ]  # quotes no other script
-    assert len(english) >= 50 and sum(map(len, english)) > 200_000
-    assert all(found.encode(text) == base.encode(text) for text in english)
+    english = [part for text in held["en"] for part in text.split("\n\n") if len(part) >= 100]
+    english = [part for part in english if identify(part)[0] == "en"]  # pages are at times half translated
+    changed = [part for part in english if found.encode(part) != base.encode(part)]
+    assert len(english) >= 1_000 and not any(part.isascii() for part in changed)
+    assert len(changed) <= len(english) // 500, changed  # such as quote a word of another language
     lines = []
     for language in ["en", *others]:
         characters = sum(map(len, held[language]))
@@ -180,7 +179,7 @@ def test_extending_cl100k_leaves_english_and_helps_the_others(
         )
         assert language == "en" or after > before, language
     with capsys.disabled():
-        print("", f"{len(english)} of {len(held['en'])} English pages, all with the same ids", *lines, sep="\n")
+        print("", f"{len(changed)} of {len(english)} held-out English paragraphs changed", *lines, sep="\n")
 
 
 def _up_to(texts: list[str], characters: int) -> list[str]:

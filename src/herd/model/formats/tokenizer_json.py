@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from herd.console import HerdError, human_bytes
 from herd.model.formats.merge_order import check_merges, read_merges
@@ -166,7 +166,7 @@ def _ranks(vocabulary: Any, specials: Mapping[str, int], table: Mapping[str, int
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: Any) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
