@@ -162,11 +162,10 @@ def test_extending_cl100k_leaves_english_and_helps_the_others(
     others = [language for language in sorted(held) if language != "en" and len(held[language]) >= 5]
     assert len(others) >= FEWEST_LANGUAGES - 1
     texts = [text for language in others for text in _up_to(learn[language], 250_000)]
-    found = extend_tokenizer(base, texts, base.vocab_size + LEARNED, keep=learn["en"])
+    found = extend_tokenizer(base, texts, base.vocab_size + LEARNED, keep=_english(learn["en"]))
     assert base.ranks.items() <= found.ranks.items() and len(found.ranks) == BASE_RANKS + LEARNED
 
-    english = [part for text in held["en"] for part in text.split("\n\n") if len(part) >= 100]
-    english = [part for part in english if identify(part)[0] == "en"]  # pages are at times half translated
+    english = _english(held["en"])
     changed = [part for part in english if found.encode(part) != base.encode(part)]
     assert len(english) >= 1_000 and not any(part.isascii() for part in changed)
     assert len(changed) <= len(english) // 500, changed  # such as quote a word of another language
@@ -180,6 +179,12 @@ def test_extending_cl100k_leaves_english_and_helps_the_others(
         assert language == "en" or after > before, language
     with capsys.disabled():
         print("", f"{len(changed)} of {len(english)} held-out English paragraphs changed", *lines, sep="\n")
+
+
+def _english(texts: list[str]) -> list[str]:
+    """Paragraphs in English: pages are at times half translated."""
+    parts = (part for text in texts for part in text.split("\n\n") if len(part) >= 100)
+    return [part for part in parts if identify(part)[0] == "en"]
 
 
 def _up_to(texts: list[str], characters: int) -> list[str]:
