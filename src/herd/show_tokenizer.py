@@ -112,8 +112,7 @@ def languages_of_subfolders(folder: Path) -> dict[str, str]:
 
 def _print_table(tokenizers: Mapping[str, Tokenizer], measured: Mapping[str, Measured], folder: Path) -> None:
     console = Console()
-    title = f"{folder}: characters and bytes per token; ratio: characters to those of tokenizer 1"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("language", no_wrap=True)
     for column in ("docs", "text"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -128,6 +127,8 @@ def _print_table(tokenizers: Mapping[str, Tokenizer], measured: Mapping[str, Mea
             if index:
                 row.append(f"{one.characters_per_token(index) / one.characters_per_token(0):.3f}")
         table.add_row(*row)
+    title = f"{folder}: characters and bytes per token; ratio: characters to those of tokenizer 1"
+    console.print(title, markup=False, highlight=False)
     console.print(table)
 
 
@@ -136,7 +137,8 @@ def draw(labels: Sequence[str], measured: Mapping[str, Measured], picture: Path)
     from matplotlib.figure import Figure
 
     shown = list(measured.items())[:MAX_BARS]
-    figure = Figure(figsize=(max(6.4, 1.6 + 0.55 * len(shown)), 4 + 0.2 * len(labels)), dpi=150, layout="constrained")
+    inches = 1.2 + len(shown) * (0.15 + 0.2 * len(labels))
+    figure = Figure(figsize=(max(6.4, inches), 4 + 0.2 * len(labels)), dpi=150, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(labels)
     for index, label in enumerate(labels):
@@ -145,8 +147,9 @@ def draw(labels: Sequence[str], measured: Mapping[str, Measured], picture: Path)
         name = f"{index + 1}: {label}"
         bars = axes.bar(places, heights, width * 0.92, label=name, color=COLOURS[index % len(COLOURS)])
         if len(labels) <= 3:  # else the numbers run into each other
-            axes.bar_label(bars, fmt="%.1f", fontsize=7, color="#555555", padding=1)
+            axes.bar_label(bars, fmt="%.1f", fontsize=6.5, color="#555555", padding=1)
     axes.set_xticks(range(len(shown)), [f"{language}\n{_short(one.characters)}" for language, one in shown])
+    axes.set_xlim(-0.6, max(4, len(shown)) - 0.4)
     axes.set_xlabel("language, and characters of text measured")
     axes.set_ylabel("characters per token (more is better)")
     left_out = f", the {len(shown)} of {len(measured)} languages with the most text" if len(measured) > MAX_BARS else ""
