@@ -272,6 +272,34 @@ def test_a_token_of_three_parts_comes_only_as_a_whole_piece(whole, tmp_path):
         load_any_tokenizer(path)
 
 
+ODD = st.sampled_from(
+    [None, True, -1, 0, 1.5, 10**40, "", "a", "a b", "\ud800", "<|im_end|>", [], {}, [[]], {"": {}}, ["a"]]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_file_with_odd_values_is_read_or_refused(whole, tmp_path_factory, data):
+    content = copy.deepcopy(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = content
+        while place:
+            keys = list(place) if isinstance(place, dict) else range(len(place))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.integers(0, 3)) == 0:
+                place[key] = copy.deepcopy(data.draw(ODD))
+                break
+            place = place[key]
+    path = tmp_path_factory.getbasetemp() / "odd.json"
+    path.write_text(json.dumps(content))
+    try:
+        found = read_tokenizer_json(path)
+    except HerdError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1_000
+    else:
+        assert found.decode(found.encode("abcd 1")) == "abcd 1"
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[" * 200_000, '{"model":' * 200_000, "[1, 2]", '"text"', "\ufeff{}", '{"a": ' + "9" * 10_000 + "}"],
