@@ -26,6 +26,7 @@ def place(module: str) -> tuple[int, int, str]:
     """Floor, position on it, and room of a module path below herd."""
     room = module.split(".")[0]
     room = "report" if room.startswith("report_") else room  # one room in several files
+    room = "show" if room.startswith("show_") else room
     room = "stages" if room == "stage" or room.startswith("stages_") else room
     for floor, rooms in enumerate(FLOORS):
         if room in rooms:

@@ -109,6 +109,17 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     check.add_argument("recipe", type=Path, metavar="RECIPE")
 
+    tokenizer = verbs.add_parser("tokenizer", help="look at tokenizers").add_subparsers(required=True, metavar="VERB")
+    compare = tokenizer.add_parser("compare", help="characters and bytes per token, by language, with a picture")
+    compare.set_defaults(verb=_compare)
+    compare.add_argument(
+        "tokenizers", type=Path, nargs="+", metavar="TOKENIZER", help="a folder, tokenizer.json, tokenizer.model, .gguf"
+    )
+    compare.add_argument(
+        "--on", type=Path, required=True, metavar="DIR", help="texts; its subfolders may be named by languages: de, fr"
+    )
+    compare.add_argument("--picture", type=Path, default=Path("tokenizers.png"), metavar="FILE.png")
+
     for name, verb, text in (
         ("status", _status, "which stages of a run are done"),
         ("report", _report, "build a run's report.html again"),
@@ -202,6 +213,13 @@ def _check(options: argparse.Namespace) -> int:
     from herd.show import print_recipe
 
     print_recipe(options.recipe)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from herd.show_tokenizer import compare_tokenizers
+
+    compare_tokenizers(options.tokenizers, options.on, options.picture)
     return 0
 
 

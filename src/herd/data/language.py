@@ -48,6 +48,13 @@ def identify(text: str) -> tuple[str, float]:
     return labels[0].removeprefix("__label__"), min(1.0, float(shares[0]))
 
 
+@cache
+def languages() -> frozenset[str]:
+    """Codes of all languages that `identify` can name."""
+    labels, _ = _model().predict("a", k=1_000)
+    return frozenset(label.removeprefix("__label__") for label in labels)
+
+
 def _sample(text: str) -> str:
     if len(text) <= SAMPLE_CHARACTERS:
         return text

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import regex
 import rustbpe
 import tiktoken
 from numpy.typing import NDArray
@@ -84,6 +85,9 @@ class _Roles:
     def all(self) -> tuple[str, ...]:
         return (self.bos, self.eos, self.pad, *self.stops, *self.headers)
 
+    def are_in(self, specials: Iterable[str]) -> bool:
+        return set(self.all) <= set(specials)
+
 
 _ROLES = {
     "llama3": _Roles(
@@ -119,13 +123,15 @@ class Tokenizer:
 
     `ranks` maps each byte sequence to its id. `specials` are the special tokens' ids by name, or their names alone,
     which then take the ids after the ranks; together the ids count from 0 without gaps. `pattern` names how text is
-    split, and with it the chat format. Raises HerdError where an id or a special token is missing or given twice.
+    split; the chat format is the one usual with it, or the other where only that one's special tokens are there.
+    Raises HerdError where an id or a special token is missing or given twice.
     """
 
     def __init__(
         self, ranks: Mapping[bytes, int], specials: Mapping[str, int] | Sequence[str], pattern: str = PATTERN_NAME
     ) -> None:
-        roles = _ROLES["llama3" if pattern == "llama3" else "chatml"]
+        usual, other = ("llama3", "chatml") if pattern == "llama3" else ("chatml", "llama3")
+        roles = _ROLES[other if _ROLES[other].are_in(specials) and not _ROLES[usual].are_in(specials) else usual]
         self.pattern, self.chat_format = pattern, roles.chat_format
         self.ranks = dict(ranks)
         given = specials if isinstance(specials, Mapping) else {n: len(ranks) + i for i, n in enumerate(specials)}
@@ -156,7 +162,9 @@ class Tokenizer:
         A lone surrogate, which UTF-8 cannot say, becomes U+FFFD. Bytes that the vocabulary lacks (SmolLM2: those of
         six control characters and of planes 4 to 15) are left out, as Hugging Face leaves them out.
         """
-        ids = [token for piece in _pieces(text) for token in self._tiktoken.encode_ordinary(piece)]
+        ids: list[int] = []
+        for piece in _pieces(text):
+            ids += self._tiktoken.encode_ordinary(piece)
         if self._lacks_bytes:
             ids = [token for token in ids if token < self.vocab_size]
         begin = [self.bos_id] if bos and self.chat_format == "llama3" else []
@@ -233,6 +241,12 @@ def _encodable(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def split_text(text: str, pattern: str) -> list[str]:
+    """The stretches of a text that no token reaches across, in order: what merging sees one by one."""
+    split = regex.compile(PATTERNS[pattern])
+    return [part for piece in _pieces(_encodable(text)) for part in split.findall(piece)]
+
+
 def _pieces(text: str) -> Iterator[str]:
     """Cut a text as the released code does: every 400,000 characters, and in runs of over 25,000 of one kind.
 
@@ -241,9 +255,16 @@ def _pieces(text: str) -> Iterator[str]:
     for start in range(0, max(1, len(text)), PIECE_CHARACTERS):
         piece = text[start : start + PIECE_CHARACTERS]
         begin = 0
-        if len(piece) > RUN_CHARACTERS:
+        if _may_have_long_run(piece):
             for run in _LONG_RUN.finditer(piece):
                 for cut in range(run.start() + RUN_CHARACTERS, run.end(), RUN_CHARACTERS):
                     yield piece[begin:cut]
                     begin = cut
         yield piece[begin:]
+
+
+def _may_have_long_run(text: str) -> bool:
+    """False where no stretch of half a run's length is all blank or all not: a look that costs next to nothing."""
+    half = RUN_CHARACTERS // 2
+    stretches = (text[start : start + half] for start in range(0, len(text), half))
+    return len(text) > RUN_CHARACTERS and any(some.isspace() or len(some.split(None, 1)) < 2 for some in stretches)

@@ -213,7 +213,8 @@ def test_a_character_without_tokens_is_left_out(smollm, tensors, write_gguf, tmp
     """SmolLM2's vocabulary lacks 21 single bytes; transformers leaves their characters out, too."""
     tokens = smollm["tokenizer.ggml.tokens"]
     for gone in (0x04, 0xF1):
-        tokens[tokens.index(byte_characters()[gone])] = f"unused{gone}"
+        place = tokens.index(byte_characters()[gone])
+        tokens[place], smollm["tokenizer.ggml.token_type"][place] = f"unused{gone}", 5
     path = write_gguf(tmp_path / "model.gguf", smollm, tensors)
     ours, theirs = read_gguf(path).tokenizer, smollm_tokenizer(path)
     for text in ("a\x04b", "x \x04\x04 y\n", "\x04", "end\x05\x04", "a\U00050000b"):
@@ -222,6 +223,19 @@ def test_a_character_without_tokens_is_left_out(smollm, tensors, write_gguf, tmp
     assert ours.encode_documents(["\x04", "a\x04b"])[0].tolist() == []
     ours.save(tmp_path / "saved")
     assert Tokenizer.load(tmp_path / "saved").encode("a\x04b") == ours.encode("a\x04b")
+
+
+def test_a_token_that_its_merges_do_not_make_is_named(smollm, tensors, write_gguf, tmp_path):
+    """Our encoder would give it for its bytes, llama.cpp and transformers would not."""
+    tokens = smollm["tokenizer.ggml.tokens"]
+    tokens[tokens.index(byte_characters()[4])] = "unused4"
+    with pytest.raises(HerdError, match=r"token \d+ \(b'unused4'\): its bytes come out as \d tokens by the merges"):
+        read_gguf(write_gguf(tmp_path / "model.gguf", smollm, tensors))
+
+
+def test_special_tokens_tell_the_chat_format(smollm, tensors, write_gguf, tmp_path):
+    found = read_gguf(write_gguf(tmp_path / "model.gguf", smollm | {"tokenizer.ggml.pre": "llama-bpe"}, tensors))
+    assert (found.tokenizer.pattern, found.tokenizer.chat_format) == ("llama3", "chatml")
 
 
 WRONG = {
@@ -243,10 +257,9 @@ WRONG = {
     "no vocabulary": ({"tokenizer.ggml.tokens": None}, {}, "tokenizer.ggml.tokens is missing"),
     "another tokenizer": ({"tokenizer.ggml.model": "llama"}, {}, "tokenizer 'llama' with pre 'smollm' is not"),
     "another pre": ({"tokenizer.ggml.pre": "qwen2"}, {}, "pre 'qwen2' is not supported; .*'llama-bpe' or 'smollm'"),
-    "wrong family": ({"tokenizer.ggml.pre": "llama-bpe"}, {}, r"special token '<\|begin_of_text\|>' is missing"),
     "kinds": ({"tokenizer.ggml.token_type": [1, 2]}, {}, "token_type does not have a kind for each of 389 tokens"),
     "no merges": ({"tokenizer.ggml.merges": None}, {}, "tokenizer.ggml.merges is missing"),
-    "merges": ({"tokenizer.ggml.merges": ["a b", "Ġ t"]}, {}, "tokenizer.ggml.merges: 'a b' makes no token"),
+    "merges": ({"tokenizer.ggml.merges": ["a b", "Ġ t"]}, {}, "tokenizer.ggml.merges: b'a' b'b' makes no token"),
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from herd.console import HerdError
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.formats.gguf_file import StoredTensor, read_gguf_file
+from herd.model.formats.merge_order import check_merges, read_merges
 from herd.model.formats.native import tensor_shapes
 from herd.model.formats.numbers import LONGEST_CONTEXT, MOST_HEADS, MOST_LAYERS, WIDEST, WIDEST_FFN, Numbers
 from herd.model.formats.tokenizer_files import byte_characters
@@ -65,6 +66,15 @@ def read_gguf(path: Path) -> OpenModel:
         "quantization": dict(sorted(kinds.items())),
     }
     return OpenModel(config, state, tokenizer, facts)
+
+
+def read_gguf_tokenizer(path: Path) -> Tokenizer:
+    """The vocabulary of a file alone. Raises HerdError naming the key that is missing, damaged or not supported."""
+    fields, _ = read_gguf_file(path)
+    try:
+        return _tokenizer(fields)
+    except HerdError as error:
+        raise HerdError(f"{path}: {error}") from None
 
 
 def gguf_name(name: str) -> str:
@@ -203,17 +213,9 @@ def _tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
             ranks[bytes(table[character] for character in name)] = token
     if len(ranks) + len(specials) != len(names):
         raise HerdError("tokenizer.ggml.tokens has a token twice")
-    _check_merges(fields.get("tokenizer.ggml.merges"), {name: token for token, name in enumerate(names)})
+    try:
+        # llama.cpp takes a piece of text that is a token as it stands for Llama 3's vocabulary only
+        check_merges(ranks, read_merges(fields.get("tokenizer.ggml.merges"), table), PATTERN_OF[pre] == "llama3")
+    except HerdError as error:
+        raise HerdError(f"tokenizer.ggml.{error}") from None
     return Tokenizer(ranks, specials, PATTERN_OF[pre])
-
-
-def _check_merges(merges: Any, ids: Mapping[str, int]) -> None:
-    """Our encoder joins what gives the lowest id first: so merges must make tokens in the order of their ids."""
-    if not isinstance(merges, list):
-        raise HerdError("tokenizer.ggml.merges is missing; expected a list")
-    last = -1
-    for merge in merges:
-        joined = ids.get(merge.replace(" ", "", 1)) if isinstance(merge, str) else None
-        if joined is None or joined < last:
-            raise HerdError(f"tokenizer.ggml.merges: {merge!r} makes no token, or not in the order of ids")
-        last = joined
