@@ -51,22 +51,28 @@ def _attend_one(q_BKGE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | N
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Blocks of 128 query rows against the keys up to the block's end; the probabilities are kept for backward."""
+    """Blocks of 128 query rows against the keys up to the block's end; the probabilities are kept for backward.
+
+    torch's softmax and its gradient compute bfloat16 in float32 inside, so nothing is widened in memory. Only the last
+    128 keys of a block hold later ones. The output lies as (B, T, H, E), so that joining the heads copies nothing.
+    """
 
     @staticmethod
     def forward(ctx: Any, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None) -> Tensor:
-        out_BHTE, blocks = torch.empty_like(q_BHTE), []
-        wide = torch.promote_types(q_BHTE.dtype, torch.float32)
-        for start in range(0, q_BHTE.shape[2], BLOCK_ROWS):
-            end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
-            scores = (_grouped(q_BHTE, k_BKTE, start, end) @ k_BKTE[:, :, :end].mT).to(wide)
-            scores_BKGTS = scores.unflatten(2, (-1, end - start)).mul_(q_BHTE.shape[-1] ** -0.5)
+        batch, heads, length, width = q_BHTE.shape
+        out_BHTE = q_BHTE.new_empty(batch, length, heads, width).transpose(1, 2)
+        q_BHTE, blocks = q_BHTE * width**-0.5, []
+        for start in range(0, length, BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, length)
+            scores = _grouped(q_BHTE, k_BKTE, start, end) @ k_BKTE[:, :, :end].mT
+            scores_BKGTS = scores.unflatten(2, (-1, end - start))
             if mask is None:
-                scores_BKGTS += torch.full((end - start, end), -torch.inf).triu(start + 1)
+                later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
+                scores_BKGTS[..., start:].masked_fill_(later, -torch.inf)
             else:
                 scores_BKGTS.masked_fill_(~mask[:, :, None, start:end, :end], -torch.inf)
-            probabilities = torch.softmax(scores, -1).to(q_BHTE.dtype)
-            out_BHTE[:, :, start:end] = (probabilities @ v_BKTE[:, :, :end]).view_as(out_BHTE[:, :, start:end])
+            probabilities = torch.softmax(scores, -1)
+            out_BHTE[:, :, start:end] = (probabilities @ v_BKTE[:, :, :end]).view(batch, heads, -1, width)
             blocks.append(probabilities)
         ctx.save_for_backward(q_BHTE, k_BKTE, v_BKTE, *blocks)
         return out_BHTE
@@ -74,8 +80,8 @@ class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_BHTE, k_BKTE, v_BKTE, *blocks = ctx.saved_tensors
-        d_out, scale = gradients[0], q_BHTE.shape[-1] ** -0.5
-        wide = torch.promote_types(q_BHTE.dtype, torch.float32)
+        d_out, dtype = gradients[0], q_BHTE.dtype
+        wide = torch.promote_types(dtype, torch.float32)
         dq, dk, dv = (
             torch.empty_like(q_BHTE),
             torch.zeros_like(k_BKTE, dtype=wide),
@@ -86,14 +92,10 @@ class _BlockedAttention(torch.autograd.Function):
             end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
             d_rows, q_rows = _grouped(d_out, k_BKTE, start, end), _grouped(q_BHTE, k_BKTE, start, end)
             dv[:, :, :end] += probabilities.mT @ d_rows
-            weighted = (d_rows @ v_BKTE[:, :, :end].mT).to(wide) * probabilities
-            d_scores = (
-                torch.addcmul(weighted, probabilities, weighted.sum(-1, keepdim=True), value=-1)
-                .mul_(scale)
-                .to(q_BHTE.dtype)
-            )
+            d_scores = torch._softmax_backward_data(d_rows @ v_BKTE[:, :, :end].mT, probabilities, -1, dtype)
             dq[:, :, start:end] = (d_scores @ k_BKTE[:, :, :end]).view_as(dq[:, :, start:end])
             dk[:, :, :end] += d_scores.mT @ q_rows
+        dq *= q_BHTE.shape[-1] ** -0.5
         return dq, dk.to(k_BKTE.dtype), dv.to(v_BKTE.dtype), None
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from herd.model import fused
 from herd.model.attention import attend
 from herd.model.cache import KVCache
 from herd.model.config import ModelConfig
@@ -29,6 +30,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if fused.applies(x_BTD, self.weight):
+            return fused.rms_norm(x_BTD, self.weight, self.eps)
         x = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).type_as(x_BTD)
 
@@ -43,10 +46,15 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        q_BTHE = rotate(self.wq(x_BTD).unflatten(-1, (self.heads, self.head_dim)), *rope)
-        k_BTKE = rotate(self.wk(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim)), *rope)
-        v_BTKE = self.wv(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim))
-        q, k, v = (t.transpose(1, 2) for t in (q_BTHE, k_BTKE, v_BTKE))
+        weights = (self.wq.weight, self.wk.weight, self.wv.weight)
+        if fused.applies(x_BTD, *weights):
+            q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in fused.project(x_BTD, weights))
+            q, k, v = fused.rotate_heads(q, *rope), fused.rotate_heads(k, *rope), v.transpose(1, 2)
+        else:
+            q_BTHE = rotate(self.wq(x_BTD).unflatten(-1, (self.heads, self.head_dim)), *rope)
+            k_BTKE = rotate(self.wk(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim)), *rope)
+            v_BTKE = self.wv(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim))
+            q, k, v = (t.transpose(1, 2) for t in (q_BTHE, k_BTKE, v_BTKE))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(-2))
@@ -60,6 +68,9 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        weights = (self.w1.weight, self.w3.weight, self.w2.weight)
+        if fused.applies(x_BTD, *weights):
+            return fused.swiglu(x_BTD, *weights)
         return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
 
 

@@ -36,10 +36,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hidden_RD[start : start + CHUNK_ROWS].to(dtype),
                 targets_R[start : start + CHUNK_ROWS, None],
             )
-            logits = (hidden @ weight.T).to(wide)
-            chosen = logits.gather(1, targets)
-            loss += (torch.logsumexp(logits, -1, keepdim=True) - chosen).sum()
-            d_logits = torch.softmax(logits, -1).scatter_add_(1, targets, torch.full_like(chosen, -1.0)).to(dtype)
+            logps = torch.log_softmax((hidden @ weight.T).to(wide), -1)
+            chosen = logps.gather(1, targets)
+            loss -= chosen.sum()
+            d_logits = logps.exp_().scatter_add_(1, targets, torch.full_like(chosen, -1.0)).to(dtype)
             d_hidden[start : start + CHUNK_ROWS] = d_logits @ weight
             d_weight += d_logits.T @ hidden
         ctx.save_for_backward(d_hidden, d_weight)
