@@ -1,11 +1,12 @@
-"""Forward and backward of a 13.8M-parameter Llama at 512 tokens: ours, Hugging Face's and litgpt's, on one and two threads.
+"""Forward and backward of a 13.8M-parameter Llama at 512 tokens, beside Hugging Face's and litgpt's.
 
     python benchmarks/forward_backward.py
 
-6 layers, width 384, 6 heads of 64, FFN 1,024, vocabulary 8,192: 13.8M parameters that tokens are multiplied with. Each
-side trains in the way it is meant to (ours by its own loss in chunks, litgpt by its chunked loss, Hugging Face by
-`labels`), in a process and a virtual environment of its own; processes are interleaved, medians taken. A process's speed
-is tokens by CPU second of its threads, the best of its steps; gradients are freed between steps, no optimizer runs.
+6 layers, width 384, 6 heads of 64, FFN 1,024, vocabulary 8,192: 13.8M parameters that tokens are multiplied with, on
+one thread and on two. Each side trains in the way it is meant to (ours by its own loss in chunks, litgpt by its chunked
+loss, Hugging Face by `labels`), in a process and a virtual environment of its own; processes are interleaved, medians
+taken. A process's speed is tokens by CPU second of its threads, the best of its steps; gradients are freed between
+steps, no optimizer runs.
 """
 
 from __future__ import annotations

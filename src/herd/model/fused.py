@@ -1,8 +1,8 @@
-"""The network's steps as one autograd function each, for training on one device: fewer casts, fewer passes over memory.
+"""The network's steps as one autograd function each, for training on a CPU: fewer casts, fewer passes over memory.
 
-On a CPU a step of a 13.8M-parameter network spent 40% of its time outside of matrix products. Here a normalised state is
-cast to the compute precision once and not by each projection; products that share their input are one product; and what
-backward needs is kept in that precision. Weights stay separate parameters and keep their gradients' dtype.
+There a step of a 13.8M-parameter network spent 40% of its time outside of matrix products. Here a normalised state is
+cast to the compute precision once and not by each projection; products that share their input are one product; and
+what backward needs is kept in that precision. Weights stay separate parameters and keep their gradients' dtype.
 
 Under autocast everything is computed in its precision, as by the plain modules; otherwise in that of the input.
 

@@ -95,7 +95,8 @@ def test_a_conversion_needs_the_memory_of_one_tensor(way, tmp_path, capsys):
     with capsys.disabled():
         print(
             f"\n{way}: {grew / 1e6:.0f} MB at most, for a model of {model / 1e6:.0f} MB in float32 and "
-            f"{model / 2e6:.0f} MB as written, its largest tensor {LARGEST / 1e6:.0f} MB; {time.monotonic() - started:.0f} s"
+            f"{model / 2e6:.0f} MB as written, its largest tensor {LARGEST / 1e6:.0f} MB; "
+            f"{time.monotonic() - started:.0f} s"
         )
     assert grew < 2 * LARGEST + SPARE < model / 4
 
