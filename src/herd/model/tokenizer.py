@@ -214,7 +214,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if merged < 256:
         raise HerdError(f"tokenizer: vocab_size {vocab_size} is below {256 + len(specials)}, the bytes and specials")
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue] (an extension without stubs)
-    trainer.train_from_iterator((_encodable(text) for text in texts), merged, pattern=PATTERN)
+    trainer.train_from_iterator((encodable(text) for text in texts), merged, pattern=PATTERN)
     learned = cast(list[tuple[bytes, int]], trainer.get_mergeable_ranks())
     if len(learned) < merged:
         raise HerdError(
@@ -224,7 +224,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer({bytes(token): rank for token, rank in learned}, specials)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with lone surrogates replaced, as encoding does."""
     try:
         text.encode()
