@@ -1,8 +1,5 @@
 """Every call format: as the spec writes it, and back from it whatever the arguments are."""
 
-import os
-import pathlib
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,18 +7,8 @@ from hypothesis import strategies as st
 from herd.console import HerdError
 from herd.model.call_formats import CALL_FORMATS
 from herd.model.dialog import Call, Dialog, Message, encode, parse, prompt, python_call
-from herd.model.tokenizer import Tokenizer, train_tokenizer
 
-LIBRARY = pathlib.Path(os.__file__).parent
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<jupyter_code>")
 ASKED = Dialog((Message("user", "?"),))
-
-
-@pytest.fixture(scope="module")
-def tokenizers():
-    llama3 = train_tokenizer([(LIBRARY / "json/decoder.py").read_text(encoding="utf-8")], 500)
-    ranks = {token: rank + len(SPECIALS) for token, rank in llama3.ranks.items()}
-    return {"llama3": llama3, "chatml": Tokenizer(ranks, {name: i for i, name in enumerate(SPECIALS)}, "smollm")}
 
 
 def emitted(message, tokenizer, form):

@@ -126,7 +126,8 @@ class Tokenizer:
         self, ranks: Mapping[bytes, int], specials: Mapping[str, int] | Sequence[str], pattern: str = PATTERN_NAME
     ) -> None:
         roles = _ROLES["llama3" if pattern == "llama3" else "chatml"]
-        self.pattern, self.chat_format = pattern, roles.chat_format
+        self.pattern = pattern
+        self.chat_format: ChatFormat = roles.chat_format
         self.ranks = dict(ranks)
         given = specials if isinstance(specials, Mapping) else {n: len(ranks) + i for i, n in enumerate(specials)}
         self.special: dict[str, int] = dict(given)
