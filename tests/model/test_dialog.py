@@ -1,5 +1,7 @@
 """Templates of others render what we encode; what is trained is what a model has to say; calls are read."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -312,3 +314,37 @@ CALL = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
 def test_wrong_openai_messages_are_named(messages, named):
     with pytest.raises(HerdError, match=named):
         from_openai(messages)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["user", "assistant", "tool", "text", "f", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "tool_calls", "function", "weight"]), inner
+        )
+    ),
+    max_leaves=10,
+)
+CALL_LIKE = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": JSON, "arguments": JSON})}) | JSON
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": JSON},
+    optional={"tool_calls": st.lists(CALL_LIKE, max_size=2), "weight": JSON, "tool_call_id": JSON},
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(MESSAGE | JSON, max_size=4) | JSON)
+def test_any_json_is_a_dialog_or_an_error_that_says_where(tokenizers, given):
+    try:
+        dialog = from_openai(given)
+    except HerdError as error:
+        assert str(error).startswith("messages")
+        return
+    for tokenizer in tokenizers.values():
+        encode(dialog, tokenizer)
+    assert from_openai(to_openai(dialog)).messages == tuple(replace(one, trained=True) for one in dialog.messages)

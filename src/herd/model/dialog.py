@@ -208,7 +208,7 @@ def _place(id: Any, open_calls: list[Any], results: int, where: str) -> int:
 
 
 def to_openai(dialog: Dialog) -> list[dict[str, Any]]:
-    """Inverse of `from_openai`; ids of calls are counted."""
+    """Inverse of `from_openai`, but for `trained`, which is no part of a chat; ids of calls are counted."""
     rows: list[dict[str, Any]] = []
     count, waiting = 0, list[str]()
     for message in dialog.messages:
