@@ -25,7 +25,7 @@ from herd.model.tokenizer import Tokenizer
 from herd.posttrain.sources import read_dialogs
 
 LABEL = 14  # columns before the tokens, for the number and role of their message
-TRAINED, TRAINED_FORMATTING, FORMATTING, PLAIN = "bold green", "green", "dim", "default"
+TRAINED, TRAINED_FORMATTING, FORMATTING, PLAIN = "bold green", "green", "dim", ""
 SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 SPACE = "␣"  # beside ids, where tokens are padded
 PART = "⋯"  # a token that ends inside a character
