@@ -204,6 +204,8 @@ def test_without_a_tokenizer_it_is_the_newest_runs_assistants(
     printed = capsys.readouterr().out
     assert "<|im_start|>" in printed and "are more than the member's context of 128" in printed
     assert "<jupyter_code>" in show(lines(TALK), "--run", "runs/tiny", "--member", "tiny")
+    problem = show(lines(TALK), "--run", "runs/tiny", "--member", "gone", status=1)
+    assert "no member 'gone'; trained so far: tiny" in problem
 
 
 def test_signs_are_printable():

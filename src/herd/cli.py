@@ -322,10 +322,10 @@ def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
     from herd.run import finished_run, member_artifact
 
     run = finished_run(options.run)
+    model = member_artifact(run, options.member).path  # first: it names the members there are
     done = published(run)
     adopted = done.get(f"adopt-{options.member}")
-    tokenizer = adopted.path / "tokenizer" if adopted else done["tokenizer"].path
-    return member_artifact(run, options.member).path, tokenizer
+    return model, adopted.path / "tokenizer" if adopted else done["tokenizer"].path
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
