@@ -25,8 +25,7 @@ IN_ORDER = {0, 7}  # floors of single files, each importing those to its left
 def place(module: str) -> tuple[int, int, str]:
     """Floor, position on it, and room of a module path below herd."""
     room = module.split(".")[0]
-    room = "report" if room.startswith("report_") else room  # one room in several files
-    room = "show" if room.startswith("show_") else room
+    room = next((name for name in ("report", "show") if room.startswith(f"{name}_")), room)  # one room, several files
     room = "stages" if room == "stage" or room.startswith("stages_") else room
     for floor, rooms in enumerate(FLOORS):
         if room in rooms:

@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--picture", type=Path, default=Path("tokenizers.png"), metavar="FILE.png")
 
+    _add_dialog_verbs(verbs)
     for name, verb, text in (
         ("status", _status, "which stages of a run are done"),
         ("report", _report, "build a run's report.html again"),
@@ -150,6 +151,19 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
     _add_assistant_verbs(verbs)
     return top
+
+
+def _add_dialog_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dialog = verbs.add_parser("dialog", help="look at dialogs").add_subparsers(required=True, metavar="VERB")
+    show = dialog.add_parser("show", help="dialogs token by token: what is trained; warnings leave the exit status 0")
+    show.set_defaults(verb=_show_dialogs)
+    show.add_argument("file", type=Path, metavar="FILE", help="OpenAI's messages: a JSON list, or JSON lines")
+    show.add_argument("--tokenizer", type=Path, metavar="DIR", help="a tokenizer's folder (default: the member's)")
+    show.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+    show.add_argument("--member", metavar="NAME", help="default: the run's assistant")
+    show.add_argument("--calls", metavar="FORMAT", help="json, tagged-json, function-tag, pythonic or tool-call")
+    show.add_argument("--ids", action="store_true", help="the tokens' ids beneath them")
+    show.add_argument("--first", type=int, default=3, metavar="N", help="how many dialogs (default: 3)")
 
 
 def _add_assistant_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -220,6 +234,24 @@ def _compare(options: argparse.Namespace) -> int:
     from herd.show_tokenizer import compare_tokenizers
 
     compare_tokenizers(options.tokenizers, options.on, options.picture)
+    return 0
+
+
+def _show_dialogs(options: argparse.Namespace) -> int:
+    from herd.model.config import ModelConfig
+    from herd.model.formats.native import read_json
+    from herd.model.tokenizer import Tokenizer
+    from herd.show_dialog import Shown, call_format, print_dialogs
+
+    context, tokenizer = None, options.tokenizer
+    if tokenizer is not None and (options.run or options.member):
+        raise HerdError("--tokenizer stands alone: leave out --run and --member")
+    if tokenizer is None:
+        _name_assistant(options)
+        model, tokenizer = _member_and_tokenizer(options)
+        context = ModelConfig.from_dict(read_json(model / "config.json")).context
+    shown = Shown(Tokenizer.load(tokenizer), context, call_format(options.calls), options.ids)
+    print_dialogs(options.file, shown, options.first)
     return 0
 
 
@@ -313,12 +345,18 @@ def _choose(options: argparse.Namespace) -> int:
 def _assistant(options: argparse.Namespace) -> Assistant:
     from herd.artifact import published
     from herd.deploy.ask import load_assistant
+
+    _name_assistant(options)
+    guard = published(options.run).get("guard")
+    return load_assistant(options.member, *_member_and_tokenizer(options), guard.path if guard else None)
+
+
+def _name_assistant(options: argparse.Namespace) -> None:
+    """The run and the member where they are not given: the newest run, and the member that answers there."""
     from herd.run import assistant_of, finished_run
 
-    run = finished_run(options.run)
-    options.run, options.member = run, options.member or assistant_of(run)
-    guard = published(run).get("guard")
-    return load_assistant(options.member, *_member_and_tokenizer(options), guard.path if guard else None)
+    options.run = finished_run(options.run)
+    options.member = options.member or assistant_of(options.run)
 
 
 def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
@@ -326,10 +364,10 @@ def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
     from herd.run import finished_run, member_artifact
 
     run = finished_run(options.run)
+    model = member_artifact(run, options.member).path  # first: it names the members there are
     done = published(run)
     adopted = done.get(f"adopt-{options.member}")
-    tokenizer = adopted.path / "tokenizer" if adopted else done["tokenizer"].path
-    return member_artifact(run, options.member).path, tokenizer
+    return model, adopted.path / "tokenizer" if adopted else done["tokenizer"].path
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:

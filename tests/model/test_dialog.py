@@ -1,8 +1,6 @@
-"""Templates of others render what we encode; what is trained is what a model has to say; any emission is a message."""
+"""Templates of others render what we encode; what is trained is what a model has to say; calls are read."""
 
-import os
-import pathlib
-import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,9 +10,7 @@ from transformers import AutoTokenizer
 from herd.console import HerdError
 from herd.model.calls import read_calls
 from herd.model.dialog import Call, Dialog, Message, encode, from_openai, parse, prompt, python_call, to_openai
-from herd.model.tokenizer import Tokenizer, train_tokenizer
 
-LIBRARY = pathlib.Path(os.__file__).parent
 CHATML = (  # of SmolLM2-135M-Instruct's GGUF file, without its default system message
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
     "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -26,7 +22,6 @@ LLAMA3 = (  # of Meta-Llama-3-8B-Instruct
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML}
-SMOLLM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<jupyter_code>", "<empty_output>")
 CODE = 'df.groupby("region")["sales"].sum()\n'
 TALK = (
     Message("system", "Answer briefly.\n\n  - no lists"),
@@ -35,20 +30,6 @@ TALK = (
     Message("user", "and नमस्ते?"),
 )
 WEATHER = Call("weather", {"city": 'O\'Hara "x"', "days": 3, "at": [1.5, None, True], "deep": {"a": "é\n"}})
-
-
-@pytest.fixture(scope="module")
-def tokenizers():
-    texts = [(LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "json/decoder")]
-    llama3 = train_tokenizer(texts, 700)
-    shifted = {token: rank + len(SMOLLM_SPECIALS) for token, rank in llama3.ranks.items()}
-    places = {name: index for index, name in enumerate(SMOLLM_SPECIALS)}
-    return {"llama3": llama3, "chatml": Tokenizer(shifted, places, "smollm")}
-
-
-@pytest.fixture(params=["llama3", "chatml"])
-def tokenizer(request, tokenizers):
-    return tokenizers[request.param]
 
 
 def spelled(ids, tokenizer):
@@ -205,45 +186,6 @@ def test_no_content_forges_the_protocol(tokenizers, question, code, name):
         assert parse(answer, tokenizer).calls == (python_call(code),)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.integers(-3, 720) | st.sampled_from([2**40, -(2**40)]), max_size=40))
-def test_any_ids_are_a_message(tokenizers, ids):
-    for tokenizer in tokenizers.values():
-        message = parse(ids, tokenizer)
-        assert message.role == "assistant"
-        encode(Dialog((message,)), tokenizer)
-
-
-@settings(max_examples=500, deadline=None)
-@given(st.text(alphabet="[](){}<>=,:'\"\\/. -\n" + "fa1" + "é\x00") | st.text(alphabet=string.printable))
-def test_any_text_is_a_message(tokenizers, text):
-    for tokenizer in tokenizers.values():
-        for tag in ([], [tokenizer.call_id]):
-            assert parse([*tag, *tokenizer.encode(text)], tokenizer).role == "assistant"
-
-
-HOSTILE = {
-    "deep list": "[" * 9_000,
-    "deep call": "[f(a=" + "(" * 5_000 + ")" * 5_000 + ")]",
-    "many minus": "[f(a=" + "-" * 9_000 + "1)]",
-    "deep json": '{"name": "f", "parameters": {"a": ' + "[" * 5_000 + "]" * 5_000 + "}}",
-    "long number": '{"name": "f", "parameters": {"a": ' + "1" * 9_000 + "}}",
-    "long chain": "[" + "a." * 5_000 + "b(c=1)]",
-    "not a number": '{"name": "f", "parameters": {"a": NaN, "b": 1e999}}',
-    "too long": '{"name": "f", "parameters": {"a": "' + "x" * 50_000 + '"}}',
-    "open tags": "<tool_call>" * 2_000,
-    "open functions": "<function=f>" * 1_500,
-    "nameless": '{"name": 3, "parameters": {}}',
-    "zero byte": "[f(a='\x00')]",
-}
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_emissions_are_words(text, tokenizer):
-    message = parse(tokenizer.encode(text), tokenizer)
-    assert message == Message("assistant", text)
-
-
 CALLS = {  # what llama-models 0.3.0 gets wrong, and the other forms of spec 12.4
     "apostrophe in a function tag": (
         '<function=note>{"text": "it\'s 5 o\'clock"}</function>',
@@ -372,3 +314,37 @@ CALL = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
 def test_wrong_openai_messages_are_named(messages, named):
     with pytest.raises(HerdError, match=named):
         from_openai(messages)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["user", "assistant", "tool", "text", "f", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "tool_calls", "function", "weight"]), inner
+        )
+    ),
+    max_leaves=10,
+)
+CALL_LIKE = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": JSON, "arguments": JSON})}) | JSON
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": JSON},
+    optional={"tool_calls": st.lists(CALL_LIKE, max_size=2), "weight": JSON, "tool_call_id": JSON},
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(MESSAGE | JSON, max_size=4) | JSON)
+def test_any_json_is_a_dialog_or_an_error_that_says_where(tokenizers, given):
+    try:
+        dialog = from_openai(given)
+    except HerdError as error:
+        assert str(error).startswith("messages")
+        return
+    for tokenizer in tokenizers.values():
+        encode(dialog, tokenizer)
+    assert from_openai(to_openai(dialog)).messages == tuple(replace(one, trained=True) for one in dialog.messages)

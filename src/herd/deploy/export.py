@@ -67,7 +67,8 @@ def export(settings: ExportSettings, inputs: Mapping[str, Artifact], out: Draft)
     facts = adopted.json("origin.json") if adopted else {}
     report = {}
     for name in settings.formats:
-        path = write(out.folder / name, name, OpenModel(config, weights, tokenizer, {"name": settings.member, **facts}))
+        facts |= {"file": settings.member}
+        path = write(out.folder / name, name, OpenModel(config, weights, tokenizer, {"name": settings.member} | facts))
         report[name] = prove(path, form_of(name), OpenModel(config, weights, tokenizer, {}), tokens)
     out.write_json("parity.json", {"schema": SCHEMA, "text": text, "formats": report})
     claims = [c for name in report for c in _claims(settings.member, name, report[name], text)]
@@ -85,7 +86,7 @@ def write(folder: Path, name: ExportForm, model: OpenModel) -> Path:
         write_meta(folder, config, state, tokenizer, DTYPES[kind])
         return folder
     folder.mkdir(parents=True)
-    path = folder / f"{facts['name']}-{kind.lower()}.gguf"
+    path = folder / f"{facts['file']}-{kind.lower()}.gguf"
     write_gguf(path, config, state, tokenizer, kind, facts["name"], facts.get("licence"))
     return path
 

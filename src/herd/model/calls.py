@@ -2,7 +2,7 @@
 
 Read are `<tool_call>{json}</tool_call>` (ChatML models), `<function=NAME>{json}</function>`, JSON objects with a name
 and parameters or arguments, Llama 3's Python lists `[f(a=1), g(b="x")]` and its built-in queries. Nothing is executed:
-JSON and Python literals only.
+JSON and Python literals only. `call_formats.py` writes them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from herd.console import HerdError
+from herd.model.tokenizer import encodable
 
 PYTHON = "python"
 BUILT_IN = ("brave_search", "wolfram_alpha")  # Llama 3's own; their argument is `query`
 LONGEST = 20_000  # characters; a longer text is words: no such call is that long, and parsing is not free
 DEEPEST = 50  # lists and objects inside each other
+MOST_BITS = 2_048  # of an integer: Python may refuse to write out one of more than 640 digits
+FUNCTION_NAME = re.compile(r"[A-Za-z_][\w.-]*")  # in a function tag
 
 _BUILT_IN = re.compile(rf"({'|'.join(BUILT_IN)})\.call\((\w+)=(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')\)", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([A-Za-z_][\w.-]*)>")
-_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+_FUNCTION = re.compile(rf"<function=({FUNCTION_NAME.pattern})>")
+_LIST = re.compile(r"^\[\s*[A-Za-z_][\w.]*\s*\(", re.MULTILINE)
+_BLANK = re.compile(r"\s*")
+_END = re.compile(r"\s*(?:</(?:tool_call|function)>)?\s*")
 _BETWEEN = re.compile(r"[\s;,]*")
 _OBJECT = re.compile(r'^\{\s*"type"\s*:\s*"function"', re.MULTILINE)  # with words before it, only this marks a call
 
@@ -60,13 +65,13 @@ def read_calls(text: str) -> tuple[str, tuple[Call, ...]]:
     for mark, read in (("<tool_call>", _tagged), ("<function=", _functions)):
         if (start := _line_start(stripped, mark)) is not None and (calls := read(stripped[start:])):
             return stripped[:start].strip(), calls
-    if stripped.startswith(("{", "[{")):
-        return ("", calls) if (calls := _objects(stripped)) else (stripped, ())
-    if found := _OBJECT.search(stripped):
-        calls = _objects(stripped[found.start() :])
+    if stripped.startswith(("{", "[{")) and (calls := _objects(stripped)):
+        return "", calls
+    if (found := _OBJECT.search(stripped)) and (calls := _objects(stripped[found.start() :])):
+        return stripped[: found.start()].strip(), calls
+    if stripped.endswith("]") and (found := _LIST.search(stripped)):
+        calls = _python_list(stripped[found.start() :])
         return (stripped[: found.start()].strip(), calls) if calls else (stripped, ())
-    if _LIST.match(stripped) and stripped.endswith("]"):
-        return ("", calls) if (calls := _python_list(stripped)) else (stripped, ())
     calls = _built_in(stripped)
     return ("", calls) if calls else (stripped, ())
 
@@ -93,15 +98,16 @@ def _line_start(text: str, mark: str) -> int | None:
 def _tagged(text: str) -> tuple[Call, ...]:
     """`<tool_call>` with an object or a list of them; the last end tag may be missing. Empty where words follow."""
     calls: list[Call] = []
-    while text:
-        if not text.startswith("<tool_call>"):
+    at = 0
+    while at < len(text):
+        if not text.startswith("<tool_call>", at):
             return ()
-        body, _, text = text.removeprefix("<tool_call>").partition("</tool_call>")
-        text = text.lstrip()
-        value = json_value(body)
+        start = at + len("<tool_call>")
+        value, at = _json_at(text, start)
         for one in value if isinstance(value, list) else [value]:
             if (call := _call(one)) is None:
-                raise HerdError(f"call '{body.strip()[:60]}': expected a JSON object with name and arguments")
+                found = text[start:].strip()[:60]
+                raise HerdError(f"call '{found}': expected a JSON object with name and arguments")
             calls.append(call)
     return tuple(calls)
 
@@ -109,16 +115,33 @@ def _tagged(text: str) -> tuple[Call, ...]:
 def _functions(text: str) -> tuple[Call, ...]:
     """`<function=NAME>{json}</function>`, several after each other; empty where words follow."""
     calls: list[Call] = []
-    while text:
-        if (start := _FUNCTION.match(text)) is None:
+    at = 0
+    while at < len(text):
+        if (start := _FUNCTION.match(text, at)) is None:
             return ()
-        body, _, text = text[start.end() :].partition("</function>")
-        text = text.lstrip()
-        arguments = json_value(body)
+        arguments, at = _json_at(text, start.end())
         if not isinstance(arguments, dict):
-            raise HerdError(f"call of {start[1]}: its arguments are not a JSON object: '{body.strip()[:60]}'")
+            found = text[start.end() :].strip()[:60]
+            raise HerdError(f"call of {start[1]}: its arguments are not a JSON object: '{found}'")
         calls.append(Call(start[1], arguments))
     return tuple(calls)
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins there, and where the end tag behind it ends: tags may stand in its strings too.
+
+    None and the end of the text for what is no JSON, or too deep.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, _end(_BLANK, text, start))
+        return _plain(value), _end(_END, text, end)
+    except (ValueError, RecursionError):
+        return None, len(text)
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where the match of a pattern that always matches ends."""
+    return cast(re.Match[str], pattern.match(text, at)).end()
 
 
 def _objects(text: str) -> tuple[Call, ...]:
@@ -128,7 +151,7 @@ def _objects(text: str) -> tuple[Call, ...]:
     while at < len(text):
         try:
             value, at = _DECODER.raw_decode(text, at)
-            at = cast(re.Match[str], _BETWEEN.match(text, at)).end()
+            at = _end(_BETWEEN, text, at)
         except (ValueError, RecursionError):
             return ()
         for one in value if isinstance(value, list) else [value]:
@@ -142,13 +165,17 @@ def _call(value: Any) -> Call | None:
     """`{"name": .., "parameters": ..}`, or "arguments", which may be JSON in a string as OpenAI's are."""
     if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or not name:
         return None
-    arguments = value.get("parameters", value.get("arguments"))
-    if isinstance(arguments, str):
-        arguments = json_value(arguments)
+    arguments = read_arguments(value.get("parameters", value.get("arguments")))
+    return Call(name, arguments) if arguments is not None else None
+
+
+def read_arguments(value: Any) -> dict[str, Any] | None:
+    """Arguments given as an object, or as JSON in a string; None for what is neither, or has no place in JSON."""
     try:
-        return Call(name, _plain(arguments)) if isinstance(arguments, dict) else None
-    except ValueError:
+        plain = _plain(_DECODER.decode(value) if isinstance(value, str) else value)
+    except (ValueError, RecursionError):
         return None
+    return plain if isinstance(plain, dict) else None
 
 
 def _python_list(text: str) -> tuple[Call, ...]:
@@ -158,42 +185,66 @@ def _python_list(text: str) -> tuple[Call, ...]:
             tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
-    if not isinstance(tree, ast.List) or not all(isinstance(node, ast.Call) for node in tree.elts):
+    if not isinstance(tree, ast.List):
         return ()
-    return tuple(_python_call(node) for node in tree.elts if isinstance(node, ast.Call))
+    named = [(node, _dotted(node.func)) for node in tree.elts if isinstance(node, ast.Call)]
+    if len(named) < len(tree.elts) or not all(name for _, name in named):
+        return ()
+    return tuple(_python_call(node, name) for node, name in named)
 
 
-def _python_call(node: ast.Call) -> Call:
-    name = _text(node.func)
-    if node.args or any(keyword.arg is None for keyword in node.keywords):
+def _dotted(node: ast.expr) -> str:
+    """The name of a function, `a.b.f` included; empty for what is none, as `f()`."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute) and len(parts) < DEEPEST:
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def _python_call(node: ast.Call, name: str) -> Call:
+    arguments: dict[str, Any] = {}
+    named = not node.args
+    for keyword in node.keywords:
+        value = _literal(keyword.value, name, keyword.arg or "**")
+        if keyword.arg is not None:
+            arguments[keyword.arg] = value
+        elif isinstance(value, dict):  # `**{"no-name": 1}`
+            arguments |= value
+        else:
+            named = False
+    if not named:
         raise HerdError(f"call of {name}: arguments need names, as in {name}(key=1)")
-    return Call(name, {str(keyword.arg): _literal(keyword.value, name, keyword.arg) for keyword in node.keywords})
+    return Call(name, arguments)
 
 
-def _literal(node: ast.expr, function: str, argument: str | None) -> Any:
+def _literal(node: ast.expr, function: str, argument: str) -> Any:
     try:
-        value = _plain(ast.literal_eval(node))
+        return _plain(ast.literal_eval(node))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise HerdError(f"call of {function}: argument {argument} is not a literal: {_text(node)}") from None
-    return value
 
 
 def _text(node: ast.expr) -> str:
     try:
         return ast.unparse(node)[:60]
-    except RecursionError:
+    except (RecursionError, ValueError):  # ValueError: a backslash inside an f-string
         return "an expression"
 
 
 def _plain(value: Any, depth: int = DEEPEST) -> Any:
-    """A literal as JSON has it: tuples as lists. Raises ValueError for what JSON does not have."""
+    """A literal as JSON has it: tuples as lists, lone surrogates as U+FFFD. Raises ValueError for what JSON lacks."""
     if depth == 0:
         raise ValueError("too deep")
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, list | tuple):
         return [_plain(one, depth - 1) for one in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(one, depth - 1) for key, one in value.items()}
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return {encodable(key): _plain(one, depth - 1) for key, one in value.items()}
+    if value is None or (isinstance(value, int) and value.bit_length() <= MOST_BITS):  # True and False too
+        return value
+    if isinstance(value, float) and math.isfinite(value):
         return value
     raise ValueError(f"{type(value).__name__} is not JSON")
 
@@ -201,20 +252,14 @@ def _plain(value: Any, depth: int = DEEPEST) -> Any:
 def _built_in(text: str) -> tuple[Call, ...]:
     if (found := _BUILT_IN.fullmatch(text)) is None:
         return ()
+    name, argument, quoted = found.groups()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return (Call(found[1], {found[2]: ast.literal_eval(found[3])}),)
-        except (SyntaxError, ValueError):  # a line end inside the quotes
+            query = ast.literal_eval(quoted.replace("\n", "\\n").replace("\r", "\\r"))  # line ends as they stand
+        except (SyntaxError, ValueError):  # a half escape, a null character
             return ()
-
-
-def json_value(text: str) -> Any:
-    """A JSON value; None for what is not JSON, or too deep."""
-    try:
-        return _plain(_DECODER.decode(text))
-    except (ValueError, RecursionError):
-        return None
+    return (Call(name, {argument: encodable(query)}),)
 
 
 def _refuse(name: str) -> Any:

@@ -5,7 +5,8 @@ which tokens are trained; `prompt` is what stands before the assistant's next me
 emitted. Content never forges a special token: text is encoded as text.
 
 The code interpreter's call is raw Python behind a tag: `<|python_tag|>` in Llama 3, `<jupyter_code>` in SmolLM2's
-vocabulary, which has no python tag. Llama 3 ends it with `<|eom_id|>`. Other functions are called in JSON, a line each.
+vocabulary, which has no python tag. Llama 3 ends what is behind the tag with `<|eom_id|>`. Other functions are called
+in the format that the encoder is told (`call_formats.py`), by default JSON, a line each; every format is read.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from herd.console import HerdError
-from herd.model.calls import Call, json_value, python_call, read_calls, read_tagged
+from herd.model.call_formats import USUAL, CallFormat, write_calls, write_tagged
+from herd.model.calls import Call, python_call, read_arguments, read_calls, read_tagged
 from herd.model.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 __all__ = [
     "Call",
+    "CallFormat",
     "Dialog",
     "Encoded",
     "Message",
@@ -73,14 +76,21 @@ class Encoded:
         self.formatting += [formatting] * len(ids)
 
 
-def encode(dialog: Dialog, tokenizer: Tokenizer) -> Encoded:
-    """A whole dialog. Of several calls only the last can be Python behind the tag; others are written as text."""
+def encode(dialog: Dialog, tokenizer: Tokenizer, calls: CallFormat | None = None) -> Encoded:
+    """A whole dialog, function calls in the format `calls` (default: the chat format's usual one).
+
+    Of several calls only the last can be Python or a built-in query behind the tag; others are written as text.
+    Raises HerdError for tagged JSON in a vocabulary without Llama 3's tag.
+    """
+    form = calls or USUAL[tokenizer.chat_format]
+    if form == "tagged-json" and tokenizer.chat_format != "llama3":
+        raise HerdError(f"call format '{form}': the chat format {tokenizer.chat_format} has no tag for it")
     encoded = Encoded()
     if tokenizer.chat_format == "llama3":
         encoded.add([tokenizer.bos_id], False, True)
     for message in dialog.messages:
         if message.role == "assistant":
-            _encode_answer(encoded, message, tokenizer)
+            _encode_answer(encoded, message, tokenizer, form)
         elif tokenizer.chat_format == "llama3":
             encoded.add(_header(message.role, tokenizer), False, True)
             encoded.add(tokenizer.encode(message.content), False, False)
@@ -90,15 +100,15 @@ def encode(dialog: Dialog, tokenizer: Tokenizer) -> Encoded:
     return encoded
 
 
-def _encode_answer(encoded: Encoded, message: Message, tokenizer: Tokenizer) -> None:
+def _encode_answer(encoded: Encoded, message: Message, tokenizer: Tokenizer, form: CallFormat) -> None:
     encoded.add(_header("assistant", tokenizer), False, True)
-    text, code = _body(message, tokenizer)
+    text, tagged = _body(message, tokenizer, form)
     encoded.add(tokenizer.encode(text), message.trained, False)
-    if code is not None:
+    if tagged is not None:
         encoded.add([cast(int, tokenizer.call_id)], message.trained, True)
-        encoded.add(tokenizer.encode(code), message.trained, False)
+        encoded.add(tokenizer.encode(tagged), message.trained, False)
     if tokenizer.chat_format == "llama3":
-        end = "<|eom_id|>" if code is not None else "<|eot_id|>"
+        end = "<|eom_id|>" if tagged is not None else "<|eot_id|>"
         encoded.add([tokenizer.special[end]], message.trained, True)
     else:
         encoded.add([tokenizer.special["<|im_end|>"]], message.trained, True)
@@ -116,9 +126,9 @@ def _encode_chatml(encoded: Encoded, message: Message, tokenizer: Tokenizer) -> 
     encoded.add([tokenizer.special["<|im_end|>"], *tokenizer.encode("\n")], False, True)
 
 
-def prompt(dialog: Dialog, tokenizer: Tokenizer) -> list[int]:
+def prompt(dialog: Dialog, tokenizer: Tokenizer, calls: CallFormat | None = None) -> list[int]:
     """The dialog and the header of the assistant's next message; a prefix of the encoded dialog with its answer."""
-    return [*encode(dialog, tokenizer).ids, *_header("assistant", tokenizer)]
+    return [*encode(dialog, tokenizer, calls).ids, *_header("assistant", tokenizer)]
 
 
 def parse(ids: Sequence[int], tokenizer: Tokenizer) -> Message:
@@ -150,22 +160,16 @@ def _header(role: Role, tokenizer: Tokenizer) -> list[int]:
     return [start, *tokenizer.encode(name), end, *tokenizer.encode("\n\n")]
 
 
-def _body(message: Message, tokenizer: Tokenizer) -> tuple[str, str | None]:
-    """The text of an assistant's message, and the code behind the tag."""
-    others, code = message.calls, None
-    if others and tokenizer.call_id is not None and dict(others[-1].arguments).keys() == {"code"}:
-        code = others[-1].code
-        others = others[:-1] if code is not None else others
-    lines = [_call_text(call, tokenizer) for call in others]
-    return "\n".join([*([message.content] if message.content else []), *lines]), code
-
-
-def _call_text(call: Call, tokenizer: Tokenizer) -> str:
-    if tokenizer.chat_format == "chatml":
-        written = {"name": call.name, "arguments": dict(call.arguments)}
-        return f"<tool_call>{json.dumps(written, ensure_ascii=False)}</tool_call>"
-    written = {"type": "function", "name": call.name, "parameters": dict(call.arguments)}
-    return json.dumps(written, ensure_ascii=False)
+def _body(message: Message, tokenizer: Tokenizer, form: CallFormat) -> tuple[str, str | None]:
+    """The text of an assistant's message, and what stands behind the tag."""
+    others, tagged = message.calls, None
+    if others and tokenizer.call_id is not None:
+        tagged = write_tagged(others[-1], tokenizer.chat_format)
+        if tagged is not None:
+            others = others[:-1]
+        elif form == "tagged-json":
+            others, tagged = (), write_calls(others, form)
+    return "\n".join(part for part in (message.content, write_calls(others, form)) if part), tagged
 
 
 # ---- OpenAI's chat messages ----
@@ -204,7 +208,7 @@ def _place(id: Any, open_calls: list[Any], results: int, where: str) -> int:
 
 
 def to_openai(dialog: Dialog) -> list[dict[str, Any]]:
-    """Inverse of `from_openai`; ids of calls are counted."""
+    """Inverse of `from_openai`, but for `trained`, which is no part of a chat; ids of calls are counted."""
     rows: list[dict[str, Any]] = []
     count, waiting = 0, list[str]()
     for message in dialog.messages:
@@ -264,9 +268,7 @@ def _read_call(call: Any, where: str) -> Call:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise HerdError(f"{where}.function.name: missing; expected the name of a function")
-    arguments = function.get("arguments", "{}")
-    if isinstance(arguments, str):
-        arguments = json_value(arguments or "{}")
-    if not isinstance(arguments, dict):
+    arguments = read_arguments(function.get("arguments") or "{}")
+    if arguments is None:
         raise HerdError(f"{where}.function.arguments: not a JSON object")
     return Call(function["name"], arguments)

@@ -132,7 +132,8 @@ class Tokenizer:
     ) -> None:
         usual, other = ("llama3", "chatml") if pattern == "llama3" else ("chatml", "llama3")
         roles = _ROLES[other if _ROLES[other].are_in(specials) and not _ROLES[usual].are_in(specials) else usual]
-        self.pattern, self.chat_format = pattern, roles.chat_format
+        self.pattern = pattern
+        self.chat_format: ChatFormat = roles.chat_format
         self.ranks = dict(ranks)
         given = specials if isinstance(specials, Mapping) else {n: len(ranks) + i for i, n in enumerate(specials)}
         self.special: dict[str, int] = dict(given)
@@ -222,7 +223,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if merged < 256:
         raise HerdError(f"tokenizer: vocab_size {vocab_size} is below {256 + len(specials)}, the bytes and specials")
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue] (an extension without stubs)
-    trainer.train_from_iterator((_encodable(text) for text in texts), merged, pattern=PATTERN)
+    trainer.train_from_iterator((encodable(text) for text in texts), merged, pattern=PATTERN)
     learned = cast(list[tuple[bytes, int]], trainer.get_mergeable_ranks())
     if len(learned) < merged:
         raise HerdError(
@@ -232,7 +233,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer({bytes(token): rank for token, rank in learned}, specials)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with lone surrogates replaced, as encoding does."""
     try:
         text.encode()

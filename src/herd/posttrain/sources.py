@@ -75,27 +75,52 @@ def read_chats(sources: Sequence[DialogSource], base: Path) -> list[tuple[str, D
     return chats
 
 
-def _read_chats(path: Path) -> Iterator[Dialog]:
+def read_dialogs(path: Path) -> Iterator[tuple[str, Dialog]]:
+    """Conversations of a file, each with its place: OpenAI's messages, or an object that has them under `messages`.
+
+    One stands on each line, or one fills the file. Raises HerdError naming file, line and what is wrong with it.
+    """
     with path.open("rb") as stream:
+        start = stream.read(LONGEST_LINE + 1)
+        spread = len(start) <= LONGEST_LINE and b"\n" in start.strip()
+        if spread and (whole := _json(start)) is not None:
+            yield str(path), _dialog(whole, str(path))
+            return
+        stream.seek(0)
         for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+            where = f"{path}:{number}"
             if len(line) > LONGEST_LINE:
-                raise HerdError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; one conversation a line")
+                raise HerdError(f"{where}: longer than {LONGEST_LINE:,} bytes; one conversation a line")
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise HerdError(f'{path}:{number}: not JSON; expected {{"messages": [...]}} on each line') from None
-            messages = row.get("messages") if isinstance(row, dict) else row
-            if not isinstance(messages, list):
-                raise HerdError(f"{path}:{number}: no list under the key 'messages'")
-            try:
-                dialog = from_openai(messages)
-            except HerdError as error:
-                raise HerdError(f"{path}:{number}: {error}") from None
-            if not any(message.role == "assistant" for message in dialog.messages):
-                raise HerdError(f"{path}:{number}: no message of the assistant, so nothing to learn")
-            yield dialog
+            if (row := _json(line)) is None:
+                raise HerdError(f'{where}: not JSON; expected {{"messages": [...]}} on each line')
+            yield where, _dialog(row, where)
+
+
+def _json(text: bytes) -> Any:
+    """A JSON value; None for what is not JSON, or nested too deep to read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dialog(row: Any, where: str) -> Dialog:
+    messages = row.get("messages") if isinstance(row, dict) else row
+    if not isinstance(messages, list):
+        raise HerdError(f"{where}: no list under the key 'messages'")
+    try:
+        return from_openai(messages)
+    except HerdError as error:
+        raise HerdError(f"{where}: {error}") from None
+
+
+def _read_chats(path: Path) -> Iterator[Dialog]:
+    for where, dialog in read_dialogs(path):
+        if not any(message.role == "assistant" for message in dialog.messages):
+            raise HerdError(f"{where}: no message of the assistant, so nothing to learn")
+        yield dialog
 
 
 def _files(source: OwnTables, base: Path) -> list[Path]:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
+from herd.model.formats.chat_templates import TEMPLATES
 from herd.model.formats.gguf import CONTROL, ORDINARY, PATTERN_OF, ROPE_FACTORS, gguf_name
 from herd.model.formats.native import check_tensors, tensor_shapes
-from herd.model.formats.tokenizer_files import chat_template, merges, spelled
+from herd.model.formats.tokenizer_files import merges, spelled
 from herd.model.formats.weights import stored
 from herd.model.rope import rotary_frequencies
 from herd.model.tokenizer import Tokenizer
@@ -125,7 +126,7 @@ def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.padding_token_id": tokenizer.pad_id,
         **{f"tokenizer.ggml.{end}_token_id": tokenizer.special[text] for end, text in ends.items()},
         "tokenizer.ggml.add_bos_token": tokenizer.chat_format == "llama3",  # a ChatML text begins with nothing
-        **({"tokenizer.chat_template": template} if (template := chat_template(tokenizer)) else {}),
+        "tokenizer.chat_template": TEMPLATES[tokenizer.chat_format],
     }
 
 

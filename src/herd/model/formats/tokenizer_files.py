@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from herd.console import HerdError
+from herd.model.formats.chat_templates import TEMPLATES
 from herd.model.tokenizer import PATTERNS, Tokenizer
 
 SCHEMA = 1
-CHATML = (  # renders what `dialog.encode` writes of messages without calls
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -177,14 +174,8 @@ def _begin_with_bos(bos_id: int) -> dict[str, Any]:
     }
 
 
-def chat_template(tokenizer: Tokenizer) -> str | None:
-    """The jinja template that renders messages as `dialog.encode` writes them."""
-    return CHATML if tokenizer.chat_format == "chatml" else None
-
-
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     bos, eos, pad = (tokenizer.decode([token]) for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
-    template = {"chat_template": text} if (text := chat_template(tokenizer)) else {}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
@@ -192,7 +183,7 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token": pad,
         "clean_up_tokenization_spaces": False,  # true would drop the space before a comma when decoding
         "model_input_names": ["input_ids", "attention_mask"],
-        **template,
+        "chat_template": TEMPLATES[tokenizer.chat_format],
     }
 
 
