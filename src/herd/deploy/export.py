@@ -58,25 +58,22 @@ def export(settings: ExportSettings, inputs: Mapping[str, Artifact], out: Draft)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"export: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size} rows")
     if "shards" in inputs:
-        tokens, text = (
-            _held_out(inputs["shards"].file("heldout.safetensors"), settings.parity_tokens, config),
-            "held-out",
-        )
+        text, file = "held-out", inputs["shards"].file("heldout.safetensors")
+        tokens = _held_out(file, settings.parity_tokens, config)
     else:
-        tokens, text = _library_tokens(tokenizer, settings.parity_tokens), "Python library"
-    facts = adopted.json("origin.json") if adopted else {}
-    report = {}
+        text, tokens = "Python library", _library_tokens(tokenizer, settings.parity_tokens)
+    facts = adopted.json("origin.json") if adopted else {"name": settings.member}
+    source, report = OpenModel(config, weights, tokenizer, facts), {}
     for name in settings.formats:
-        facts |= {"file": settings.member}
-        path = write(out.folder / name, name, OpenModel(config, weights, tokenizer, {"name": settings.member} | facts))
-        report[name] = prove(path, form_of(name), OpenModel(config, weights, tokenizer, {}), tokens)
+        path = write(out.folder / name, name, source, settings.member)
+        report[name] = prove(path, form_of(name), source, tokens)
     out.write_json("parity.json", {"schema": SCHEMA, "text": text, "formats": report})
     claims = [c for name in report for c in _claims(settings.member, name, report[name], text)]
     write_claims(out.folder / "claims.json", claims)
 
 
-def write(folder: Path, name: ExportForm, model: OpenModel) -> Path:
-    """Write a model in a format; returns the folder, of GGUF the file."""
+def write(folder: Path, name: ExportForm, model: OpenModel, member: str) -> Path:
+    """Write a model in a format; returns the folder, of GGUF the file, which is named by the member."""
     config, state, tokenizer, facts = model
     to, kind = form_of(name)
     if to == "huggingface":
@@ -86,7 +83,7 @@ def write(folder: Path, name: ExportForm, model: OpenModel) -> Path:
         write_meta(folder, config, state, tokenizer, DTYPES[kind])
         return folder
     folder.mkdir(parents=True)
-    path = folder / f"{facts['file']}-{kind.lower()}.gguf"
+    path = folder / f"{member}-{kind.lower()}.gguf"
     write_gguf(path, config, state, tokenizer, kind, facts["name"], facts.get("licence"))
     return path
 

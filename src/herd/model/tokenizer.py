@@ -245,7 +245,7 @@ def encodable(text: str) -> str:
 def split_text(text: str, pattern: str) -> list[str]:
     """The stretches of a text that no token reaches across, in order: what merging sees one by one."""
     split = regex.compile(PATTERNS[pattern])
-    return [part for piece in _pieces(_encodable(text)) for part in split.findall(piece)]
+    return [part for piece in _pieces(encodable(text)) for part in split.findall(piece)]
 
 
 def _pieces(text: str) -> Iterator[str]:
