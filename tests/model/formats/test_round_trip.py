@@ -41,7 +41,9 @@ def same(state, other):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["some text to merge, some more text to merge, and other texts of some longer words"], VOCABULARY)
+    return train_tokenizer(
+        ["some text to merge, some more text to merge, and other texts of some longer words"], VOCABULARY
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

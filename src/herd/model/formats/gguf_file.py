@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.console import HerdError
+from herd.model.formats.numbers import plain
+from herd.model.formats.weights import require_file
 
 MAX_KEYS = 10_000
 MAX_TENSORS = 100_000
@@ -43,17 +45,16 @@ class StoredTensor(NamedTuple):
 
 def read_gguf_file(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Keys and tensors; the file stays mapped while tensors are held. Raises HerdError saying where it is damaged."""
+    require_file(path)
     try:
         with path.open("rb") as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
     except ValueError:
         raise HerdError(f"{path}: not a GGUF file, it is empty") from None
     try:
         return _read(_Cursor(data))
     except _Damage as damage:
-        raise HerdError(f"{path}: not a whole GGUF file: {damage}") from None
+        raise HerdError(f"{path}: not a whole GGUF file: {plain(str(damage))}") from None
 
 
 class _Damage(Exception):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from herd.console import HerdError
+from herd.model.formats.numbers import plain
 from herd.model.formats.weights import Stored, Weights, require_file
 
 MAX_PICKLE_BYTES = 4_000_000  # 250 bytes a tensor; 405B has 1,137 of them
@@ -87,7 +88,7 @@ def open_torch_file(path: Path) -> Weights:
         mapped: Any = torch.UntypedStorage.from_file(str(path), False, size)
         return Weights({name: _stored(path, name, view, records, root, mapped) for name, view in table.items()})
     except _Damage as damage:
-        raise HerdError(f"{path}: not a file of weights that torch saved: {damage}") from None
+        raise HerdError(f"{path}: not a file of weights that torch saved: {plain(str(damage))}") from None
 
 
 def _records(stream: BinaryIO) -> tuple[str, dict[str, _Record]]:
@@ -106,9 +107,9 @@ def _records(stream: BinaryIO) -> tuple[str, dict[str, _Record]]:
             raise _Damage(f"record {entry.filename} is there twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
             raise _Damage(f"record {entry.filename} is compressed or encrypted, which torch never does")
-        stream.seek(entry.header_offset)
+        stream.seek(max(0, entry.header_offset))
         header = stream.read(30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        if entry.header_offset < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise _Damage(f"record {entry.filename} is not where the directory says")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if start + entry.file_size > end:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
+from herd.model.formats.numbers import plain
 from herd.model.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 64_000_000  # the largest is the index of a model with 100,000 tensors, 10 MB
@@ -115,18 +116,20 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises HerdError where it is missing or damaged."""
+    require_file(path)
     with explained(path):
         return load_file(path)
 
 
 def open_tensors(path: Path) -> Weights:
     """The tensors of a safetensors file, to be read one by one. Raises HerdError where it is missing or damaged."""
+    require_file(path)
     with explained(path):
         file = safe_open(path, "pt")
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         kinds = {name: part.get_dtype() for name, part in parts.items()}
         if unknown := sorted(set(kinds.values()) - OF_NAME.keys()):
-            raise HerdError(f"{path}: holds tensors of type {unknown[0]}; herd reads {', '.join(OF_NAME)}")
+            raise HerdError(f"{path}: holds tensors of type {plain(unknown[0])}; herd reads {', '.join(OF_NAME)}")
         return Weights(
             {
                 name: Stored(tuple(part.get_shape()), OF_NAME[kinds[name]], lambda name=name: file.get_tensor(name))
@@ -140,10 +143,8 @@ def explained(path: Path) -> Iterator[None]:
     """What safetensors says of a file becomes one line."""
     try:
         yield
-    except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
     except SafetensorError as error:
-        raise HerdError(f"{path}: not a whole safetensors file ({error})") from None
+        raise HerdError(f"{path}: not a whole safetensors file ({plain(str(error))})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
