@@ -13,7 +13,6 @@ import random
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -85,7 +84,8 @@ def of(draw, folder, *ends):
 WEIGHTS = (".safetensors", ".pth", ".gguf")
 EXTREMES = (0, 1, -1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
 VALUES = (  # as JSON text
-    *map(str, EXTREMES), "1000", "4096", "100000", "1" + "0" * 5_000, "1e400", "-1e400", "NaN", "Infinity", "1.5", "true", "null", '""', '"x"',
+    *map(str, EXTREMES), "1000", "4096", "100000", "1" + "0" * 5_000,
+    "1e400", "-1e400", "NaN", "Infinity", "1.5", "true", "null", '""', '"x"',
     '"\\ud800"', '"a\\u0000b"', '"../x"', '"a\\nb"', "[]", "{}", "[[1]]", '{"a": 1}', "[" * 3_000 + "]" * 3_000,
     json.dumps("x" * 9_000), '"F64"', '"F8_E4M3"', "[1, 2, 3]", "[0, 100]", "[100, 0]", f"[0, {2**63}]",
 )  # fmt: skip
@@ -303,7 +303,7 @@ MUTATIONS = {
     "herd": ALL + JSON + TENSORS,
     "meta-1": ALL + JSON + [(HEADER, pickled_bytes)] * 4 + [(HEADER, zip_records)] * 2,
     "meta-2": ALL + JSON + [(HEADER, pickled_bytes)] * 2 + [(HEADER, zip_records)],
-    **dict.fromkeys(("gguf-F16", "gguf-Q8_0", "gguf-Q4_0"), [*ALL, (PLACE, cut)]),
+    **{form: [*ALL, (PLACE, cut)] for form in ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")},
 }
 
 

@@ -93,9 +93,10 @@ def test_a_conversion_needs_the_memory_of_one_tensor(way, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     grew, model = int(done.stdout), CONFIG.parameters * 4
     with capsys.disabled():
+        seconds, whole, largest = time.monotonic() - started, model / 1e6, LARGEST / 1e6
         print(
-            f"\n{way}: {grew / 1e6:.0f} MB at most, for a model of {model / 1e6:.0f} MB in float32 and "
-            f"{model / 2e6:.0f} MB as written, its largest tensor {LARGEST / 1e6:.0f} MB; {time.monotonic() - started:.0f} s"
+            f"\n{way}: {grew / 1e6:.0f} MB at most, for a model of {whole:.0f} MB in float32 and {whole / 2:.0f} MB in "
+            f"bfloat16, its largest tensor {largest:.0f} MB; {seconds:.0f} s"
         )
     assert grew < 2 * LARGEST + SPARE < model / 4
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,10 +123,17 @@ def _read(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         raise _Damage(f"general.alignment is {alignment!r}, not a power of two")
     start = -(-cursor.at // alignment) * alignment
     found: dict[str, StoredTensor] = {}
+    ends: list[tuple[int, int, str]] = []
     for name, shape, kind, offset in places:
         if name in found:
             raise _Damage(f"tensor {name} is given twice")
+        if offset % alignment:
+            raise _Damage(f"tensor {name} begins at {offset}, not at a multiple of {alignment}")
         found[name] = _tensor(cursor, name, shape, kind, start + offset)
+        ends.append((offset, offset + found[name].data.size, name))
+    for (_, end, one), (begin, _, other) in pairwise(sorted(ends)):
+        if begin < end:
+            raise _Damage(f"tensors {one} and {other} share bytes")
     return fields, found
 
 

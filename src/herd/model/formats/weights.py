@@ -168,8 +168,10 @@ def require_file(path: Path) -> None:
             raise HerdError(f"{path}: not a file")
     except FileNotFoundError:
         raise HerdError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:  # a loop of links, a name too long; a name that is none
-        raise HerdError(f"{str(path)!r}: can't be opened ({error})") from None
+    except OSError as error:  # a loop of links, a name too long
+        raise HerdError(f"{plain(str(path))}: can't be opened ({error.strerror})") from None
+    except ValueError as error:  # a name that is none
+        raise HerdError(f"{plain(str(path))}: can't be opened ({error})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
