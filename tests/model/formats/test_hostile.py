@@ -67,11 +67,11 @@ def table(value):
     return b"\x80\x02}" + text("w") + value + b"s."
 
 
-def packed(program, compression=zipfile.ZIP_STORED, **more):
+def packed(program, more=None, compression=zipfile.ZIP_STORED):
     """A file with that pickle and one record of 64 bytes."""
     stream, usual = io.BytesIO(), {"version": b"3\n", "byteorder": b"little", "data/0": b"\1" * 64}
     with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, data in {"data.pkl": program, **usual, **more}.items():
+        for name, data in {"data.pkl": program, **usual, **(more or {})}.items():
             archive.writestr(f"archive/{name}", data)
     return stream.getvalue()
 
@@ -92,6 +92,7 @@ def nested(levels):
 
 
 BOMB = bytes(40_000_000)
+DIRECTORY = bytes(11_000_000) + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, 11_000_000, 0, 0)
 GOOD = packed(table(view()))
 PICKLES = {
     "eval": (packed(table(b"c__builtin__\neval\n(" + text("1") + b"tR")), r"calls __builtin__\.eval; herd .* runs n"),
@@ -121,11 +122,12 @@ PICKLES = {
     "rows that share": (packed(table(view((13, 4), (1, 1)))), "shape and strides of w do not fit"),
     "dimensions": (packed(table(view((1,) * 40, (1,) * 40))), "shape and strides of w do not fit"),
     "size beyond 64 bits": (packed(table(view((2**64,), (1,)))), "shape and strides of w do not fit"),
-    "bomb": (packed(table(view()), zipfile.ZIP_DEFLATED, **{"data/1": BOMB}), "is compressed or encrypted"),
+    "bomb": (packed(table(view()), {"data/1": BOMB}, zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
     "pickled bomb": (packed(b"\x80\x02" + b"N" * 5_000_000 + b"."), "data.pkl has 5,000,003 bytes; at most 4,000,000"),
-    "big-endian": (packed(table(view()), byteorder=b"big"), "not little-endian"),
+    "big-endian": (packed(table(view()), {"byteorder": b"big"}), "not little-endian"),
+    "a long directory": (DIRECTORY, "zip directory has 11,000,000 bytes; at most 10,000,000"),
     "no pickle": (without(GOOD, "data.pkl"), "0 records data.pkl"),
-    "two pickles": (packed(table(view()), **{"x/data.pkl": b""}), "2 records data.pkl"),
+    "two pickles": (packed(table(view()), {"x/data.pkl": b""}), "2 records data.pkl"),
     "before torch 1.6": (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02}.", "no zip archive, as torch writes"),
     "empty": (b"", "no zip archive"),
     "a flipped bit": (GOOD.replace(b"\1" * 64, b"\1" * 63 + b"\2"), "record data/0 are not what its CRC says"),

@@ -41,7 +41,8 @@ def made() -> Weights:
     return Weights({n: Stored(at, torch.float32, lambda n=n, at=at: tensor(n, at)) for n, at in shapes.items()})
 
 
-def there_and_back(way: str, folder: Path) -> Weights:
+def there_and_back(way: str, folder: Path) -> None:
+    """Write and read; the memory of both is watched and printed."""
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in Path(re.__file__).parents[1].glob("*.py")]
     state, tokenizer, half = made(), train_tokenizer(texts, VOCABULARY), torch.bfloat16
     with watched():
@@ -59,7 +60,6 @@ def there_and_back(way: str, folder: Path) -> Weights:
             found = open_native(folder)[1]
         for name, value in found.items():
             assert value.shape == state.stored[name].shape, name
-    return found
 
 
 class watched:

@@ -26,7 +26,7 @@ from torch import Tensor
 from herd.console import HerdError
 from herd.model.config import LLAMA3, ModelConfig, RopeScaling, released_ffn_width
 from herd.model.formats.native import check_tensors, tensor_shapes
-from herd.model.formats.numbers import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST, WIDEST_FFN, Numbers
+from herd.model.formats.numbers import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST, WIDEST_FFN, Numbers, plain
 from herd.model.formats.tokenizer_files import save_tokenizer
 from herd.model.formats.torch_file import open_torch_file
 from herd.model.formats.torch_write import TorchFile
@@ -137,7 +137,7 @@ def _open_ranks(folder: Path) -> list[dict[str, Stored]]:
     ranks = [open_torch_file(folder / name).stored for name in wanted]
     for name, rank in zip(wanted, ranks, strict=True):
         if other := sorted(rank.keys() ^ ranks[0].keys()):
-            raise HerdError(f"{folder / name}: {other[0]} is in this file or in {wanted[0]}, but not in both")
+            raise HerdError(f"{folder / name}: {plain(other[0])} is not both in this file and in {wanted[0]}")
     return ranks
 
 
@@ -185,10 +185,10 @@ def _joined(name: str, ranks: list[dict[str, Stored]], folder: Path) -> Stored:
     """A tensor out of its parts in all files. Raises HerdError where they do not fit each other."""
     parts, axis = [rank[name] for rank in ranks], _axis(name)
     if len({(part.shape, part.dtype) for part in parts}) > 1:
-        raise HerdError(f"{folder}: {name} differs in shape or dtype from file to file")
+        raise HerdError(f"{folder}: {plain(name)} differs in shape or dtype from file to file")
     first = parts[0]
     if not first.shape:
-        raise HerdError(f"{folder}: {name} is a single number; a matrix or a row is expected")
+        raise HerdError(f"{folder}: {plain(name)} is a single number; a matrix or a row is expected")
     if len(parts) == 1:
         return first
     if axis is None:

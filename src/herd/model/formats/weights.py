@@ -163,15 +163,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def require_file(path: Path) -> None:
     """Raise HerdError where there is no file, or something that is none: opening a pipe would wait for its writer."""
+    shown = plain(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise HerdError(f"{path}: not a file")
+            raise HerdError(f"{shown}: not a file")
     except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
+        raise HerdError(f"{shown}: missing") from None
     except OSError as error:  # a loop of links, a name too long
-        raise HerdError(f"{plain(str(path))}: can't be opened ({error.strerror})") from None
+        raise HerdError(f"{shown}: can't be opened ({error.strerror})") from None
     except ValueError as error:  # a name that is none
-        raise HerdError(f"{plain(str(path))}: can't be opened ({error})") from None
+        raise HerdError(f"{shown}: can't be opened ({error})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
