@@ -77,6 +77,14 @@ def test_resharded_folders_hold_the_same_model(tmp_path):
         assert config == STRETCHED and same(weights, state)
 
 
+def test_a_folder_is_resharded_in_its_place(tmp_path):
+    state = random_state(GROUPED, torch.bfloat16)
+    write_meta(tmp_path, GROUPED, state, None, torch.bfloat16, 4)
+    write_meta(tmp_path, *read_meta(tmp_path), None, torch.bfloat16, 2)
+    config, weights = read_meta(tmp_path)
+    assert config == GROUPED and same(weights, state) and len(list(tmp_path.glob("*.pth"))) == 2
+
+
 def test_key_value_heads_are_counted_with_their_copies_or_without(tmp_path):
     state = random_state(STRETCHED)
     write_meta(tmp_path, STRETCHED, state, None, torch.float32, 8)

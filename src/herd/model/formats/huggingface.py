@@ -91,6 +91,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Stored], dtype: torch.dty
         shards[-1][name] = one
         filled, total = filled + size, total + size
     if len(shards) == 1:
+        (folder / INDEX).unlink(missing_ok=True)  # of an earlier model: it would be believed
         write_tensors(folder / WEIGHTS, Weights(shards[0]), dtype)
         return
     files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]

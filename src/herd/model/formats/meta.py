@@ -83,8 +83,9 @@ def write_meta(
 ) -> None:
     """Write a folder that Meta's code loads on `shards` model-parallel ranks; weights rounded to `dtype`.
 
-    `state` has our names; one tensor is in memory at a time. Raises HerdError naming what the format can't say and
-    what `shards` does not divide, OSError (ENOSPC) where the disk is full.
+    `state` has our names; one tensor is in memory at a time. Files of weights in the folder are replaced; `state` may
+    be read from them. Raises HerdError naming what the format can't say and what `shards` does not divide, OSError
+    (ENOSPC) where the disk is full.
     """
     check_tensors(config, state, "the model to write")
     params = _params(config, shards, folder)
@@ -92,6 +93,8 @@ def write_meta(
     entries, shapes = stored(state), tensor_shapes(config)
     cuts = {name: _part_shape(name, tuple(shape), shards, copies) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("consolidated.*.pth"):  # no rank of another number may stay; what is being read, does
+        stale.unlink()
     with ExitStack() as opened:
         also = {HEAD: EMBEDDINGS} if config.tied_embeddings else {}
         paths = [folder / f"consolidated.{rank:02d}.pth" for rank in range(shards)]

@@ -1,7 +1,7 @@
 """Reading what torch.save wrote: a zip file of stored records, one of them a pickle that says what the others are.
 
 Pickles are programs. `torch.load(weights_only=True)` runs a few functions of them, which is enough for a file of 60
-bytes to take 2 GB, and takes a record for longer than it is. Weights need twenty operations and no function: these are
+bytes to take 2 GB, and takes a record for longer than it is. Weights need few operations and no function: these are
 followed here, nothing is imported or called, and whatever else a pickle asks for is refused by name. `torch_write.py`
 writes such files.
 """
@@ -24,7 +24,7 @@ from herd.console import HerdError
 from herd.model.formats.numbers import plain
 from herd.model.formats.weights import Stored, Weights, require_file
 
-MAX_PICKLE_BYTES = 4_000_000  # 250 bytes a tensor; 405B has 1,137 of them
+MAX_PICKLE_BYTES = 2_000_000  # 250 bytes a tensor; 405B has 1,137 of them
 MAX_DIRECTORY_BYTES = 10_000_000  # of the zip: 100 a record
 MAX_DIMENSIONS = 8
 STORAGES = {

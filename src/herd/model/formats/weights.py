@@ -103,6 +103,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    path.unlink(missing_ok=True)  # cut short, a file that is mapped ends whoever reads it
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for one in entries.values():
