@@ -11,6 +11,7 @@ from herd.console import HerdError
 from herd.evidence import claims_of
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.huggingface import write_huggingface
+from herd.model.formats.meta import write_meta
 from herd.model.formats.native import build, load_native
 from herd.model.tokenizer import Tokenizer
 from herd.pretrain.adopt import AdoptSettings, adopt, fingerprint, parse_package
@@ -61,6 +62,15 @@ def test_an_export_becomes_a_member(weights, tmp_path):
     assert before != fingerprint("export", tmp_path)
     with pytest.raises(HerdError, match=r"config\.json"):
         adopted("export", tmp_path)
+
+
+def test_a_folder_of_metas_becomes_a_member(weights, tmp_path):
+    found = read_gguf(weights)
+    write_meta(tmp_path / "meta", found.config, found.state, found.tokenizer, torch.float32)
+    same_numbers(weights, adopted("meta", tmp_path))
+    (tmp_path / "meta" / "params.json").unlink()
+    with pytest.raises(HerdError, match=r"meta: holds neither config\.json \(Hugging Face\) nor params\.json \(Meta\)"):
+        adopted("meta", tmp_path)
 
 
 @pytest.fixture

@@ -95,9 +95,7 @@ def _read_folder(path: Path) -> OpenModel:
     elif (path / PARAMS).exists():
         config, state = read_meta(path)
     else:
-        raise HerdError(
-            f"{path}: neither config.json (Hugging Face) nor {PARAMS} (Meta) is there; expected one of them"
-        )
+        raise HerdError(f"{path}: holds neither config.json (Hugging Face) nor {PARAMS} (Meta); expected one of them")
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"{path}: {tokenizer.vocab_size} tokens, but embeddings of {config.vocab_size}")

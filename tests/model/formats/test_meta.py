@@ -77,6 +77,14 @@ def test_resharded_folders_hold_the_same_model(tmp_path):
         assert config == STRETCHED and same(weights, state)
 
 
+def test_a_folder_is_resharded_in_its_place(tmp_path):
+    state = random_state(GROUPED, torch.bfloat16)
+    write_meta(tmp_path, GROUPED, state, None, torch.bfloat16, 4)
+    write_meta(tmp_path, *read_meta(tmp_path), None, torch.bfloat16, 2)
+    config, weights = read_meta(tmp_path)
+    assert config == GROUPED and same(weights, state) and len(list(tmp_path.glob("*.pth"))) == 2
+
+
 def test_key_value_heads_are_counted_with_their_copies_or_without(tmp_path):
     state = random_state(STRETCHED)
     write_meta(tmp_path, STRETCHED, state, None, torch.float32, 8)
@@ -288,7 +296,7 @@ def test_ranks_that_do_not_fit_each_other_are_refused_by_name(tmp_path):
         read_meta(tmp_path)
     part = torch.load(third, weights_only=True)
     torch.save({name: value for name, value in part.items() if name != "norm.weight"}, second)
-    with pytest.raises(HerdError, match=r"consolidated\.01\.pth: norm\.weight is in this file or in consolidated\.00"):
+    with pytest.raises(HerdError, match=r"consolidated\.01\.pth: norm\.weight is not both in this file and in"):
         read_meta(tmp_path)
     torch.save(part | {"output.weight": part["output.weight"].half()}, second)
     with pytest.raises(HerdError, match=r"output\.weight differs in shape or dtype"):

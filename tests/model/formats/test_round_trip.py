@@ -46,6 +46,18 @@ def tokenizer():
     )
 
 
+def test_a_model_is_written_over_itself(tmp_path):
+    """The files that the weights are still read from are replaced; shards give way to one file."""
+    state = random_state(PLAIN, torch.bfloat16)
+    write_huggingface(tmp_path / "hf", PLAIN, state, None, torch.bfloat16, shard_bytes=50_000)
+    config, weights = read_huggingface(tmp_path / "hf")
+    write_huggingface(tmp_path / "hf", config, weights, None, torch.bfloat16)
+    assert same(read_huggingface(tmp_path / "hf")[1], state)
+    save_native(tmp_path / "herd", PLAIN, state)
+    save_native(tmp_path / "herd", *open_native(tmp_path / "herd"))
+    assert same(open_native(tmp_path / "herd")[1], state)
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float32, "F32")])
 def test_nothing_changes_on_the_way(config, dtype, kind, tokenizer, tmp_path):

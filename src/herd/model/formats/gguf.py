@@ -20,7 +20,7 @@ from herd.model.config import ModelConfig, RopeScaling
 from herd.model.formats.gguf_file import StoredTensor, read_gguf_file
 from herd.model.formats.merge_order import check_merges, read_merges
 from herd.model.formats.native import tensor_shapes
-from herd.model.formats.numbers import LONGEST_CONTEXT, MOST_HEADS, MOST_LAYERS, WIDEST, WIDEST_FFN, Numbers
+from herd.model.formats.numbers import LONGEST_CONTEXT, MOST_HEADS, MOST_LAYERS, WIDEST, WIDEST_FFN, Numbers, plain
 from herd.model.formats.tokenizer_files import byte_characters
 from herd.model.formats.weights import OpenModel, Stored, Weights
 from herd.model.rope import rotary_frequencies
@@ -58,7 +58,7 @@ def read_gguf(path: Path) -> OpenModel:
         tokenizer = _tokenizer(fields)
         state = _state(config, tensors, path)
     except HerdError as error:
-        raise HerdError(f"{path}: {error}") from None
+        raise HerdError(f"{path}: {plain(str(error))}") from None
     kinds = Counter(tensor.kind for tensor in tensors.values())
     facts = {
         "name": str(fields.get("general.name", path.stem)),

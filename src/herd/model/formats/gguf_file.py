@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.console import HerdError
+from herd.model.formats.numbers import plain
+from herd.model.formats.weights import require_file
 
 MAX_KEYS = 10_000
 MAX_TENSORS = 100_000
@@ -43,17 +46,16 @@ class StoredTensor(NamedTuple):
 
 def read_gguf_file(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Keys and tensors; the file stays mapped while tensors are held. Raises HerdError saying where it is damaged."""
+    require_file(path)
     try:
         with path.open("rb") as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
     except ValueError:
         raise HerdError(f"{path}: not a GGUF file, it is empty") from None
     try:
         return _read(_Cursor(data))
     except _Damage as damage:
-        raise HerdError(f"{path}: not a whole GGUF file: {damage}") from None
+        raise HerdError(f"{path}: not a whole GGUF file: {plain(str(damage))}") from None
 
 
 class _Damage(Exception):
@@ -121,10 +123,17 @@ def _read(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         raise _Damage(f"general.alignment is {alignment!r}, not a power of two")
     start = -(-cursor.at // alignment) * alignment
     found: dict[str, StoredTensor] = {}
+    ends: list[tuple[int, int, str]] = []
     for name, shape, kind, offset in places:
         if name in found:
             raise _Damage(f"tensor {name} is given twice")
+        if offset % alignment:
+            raise _Damage(f"tensor {name} begins at {offset}, not at a multiple of {alignment}")
         found[name] = _tensor(cursor, name, shape, kind, start + offset)
+        ends.append((offset, offset + found[name].data.size, name))
+    for (_, end, one), (begin, _, other) in pairwise(sorted(ends)):
+        if begin < end:
+            raise _Damage(f"tensors {one} and {other} share bytes")
     return fields, found
 
 

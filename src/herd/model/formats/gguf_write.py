@@ -53,6 +53,7 @@ def write_gguf(
         raise HerdError(f"{path}: a RoPE scaling with other bounds than Llama 3's can't be told from its factors")
     entries, names = stored(state), list(tensor_shapes(config))
     kinds: dict[str, GgufKind] = {ours: tensor_kind(ours, entries[ours].shape, kind, config) for ours in names}
+    path.unlink(missing_ok=True)  # cut short, a file that is mapped ends whoever reads it
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in {**_facts(config, kind, name, licence), **tokenizer_facts(tokenizer)}.items():
         _add(writer, key, value)

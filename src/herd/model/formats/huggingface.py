@@ -26,6 +26,8 @@ from herd.model.formats.numbers import (
     WIDEST,
     WIDEST_FFN,
     Numbers,
+    plain,
+    shown,
 )
 from herd.model.formats.tokenizer_files import save_tokenizer
 from herd.model.formats.weights import Stored, Weights, open_tensors, read_json, stored, write_json, write_tensors
@@ -89,6 +91,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Stored], dtype: torch.dty
         shards[-1][name] = one
         filled, total = filled + size, total + size
     if len(shards) == 1:
+        (folder / INDEX).unlink(missing_ok=True)  # of an earlier model: it would be believed
         write_tensors(folder / WEIGHTS, Weights(shards[0]), dtype)
         return
     files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
@@ -115,7 +118,7 @@ def read_huggingface(folder: Path) -> tuple[ModelConfig, Weights]:
             found[name] = one.then(partial(from_halves, heads=heads)) if heads else one
     unknown = sorted(name for name in theirs if not name.endswith("rotary_emb.inv_freq"))  # computed, not learned
     if unknown:
-        raise HerdError(f"{folder}: unknown tensor {unknown[0]}; is this LlamaForCausalLM?")
+        raise HerdError(f"{folder}: unknown tensor {plain(unknown[0])}; is this LlamaForCausalLM?")
     weights = Weights(found)
     check_tensors(config, weights, str(folder))
     return config, weights
@@ -201,7 +204,9 @@ def _read_config(path: Path) -> ModelConfig:
     fixed = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     for key, wanted in fixed.items():
         if values.get(key, None if key == "model_type" else wanted) != wanted:
-            raise HerdError(f"{path}: {key} is {values.get(key)!r}; herd reads Llama models, with {wanted!r} there")
+            raise HerdError(
+                f"{path}: {key} is {shown(values.get(key))}; herd reads Llama models, with {wanted!r} there"
+            )
     numbers = Numbers(values, f"{path}: ")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -234,7 +239,7 @@ def _rope_scaling(rope: Mapping[str, Any], numbers: Numbers, path: Path) -> Rope
     if kind == "default":
         return None
     if kind != "llama3":
-        raise HerdError(f"{path}: rope_type {kind!r} is not supported; 'default' and 'llama3' are")
+        raise HerdError(f"{path}: rope_type {shown(kind)} is not supported; 'default' and 'llama3' are")
     return RopeScaling(
         numbers.real("factor"),
         numbers.real("low_freq_factor"),
@@ -255,11 +260,11 @@ def _open_weights(folder: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for file in files:
         if Path(file).name != file:
-            raise HerdError(f"{folder / INDEX}: '{file}' leads out of the folder")
+            raise HerdError(f"{folder / INDEX}: '{plain(file)}' leads out of the folder")
         for name, one in open_tensors(folder / file).stored.items():
             if places.get(name) != file:
-                raise HerdError(f"{folder / file}: holds {name}, which {INDEX} places in {places.get(name)}")
+                raise HerdError(f"{folder / file}: holds {plain(name)}, which {INDEX} places elsewhere")
             tensors[name] = one
     if lost := sorted(places.keys() - tensors.keys()):
-        raise HerdError(f"{folder / places[lost[0]]}: no tensor {lost[0]}, which {INDEX} places there")
+        raise HerdError(f"{folder / places[lost[0]]}: no tensor {plain(lost[0])}, which {INDEX} places there")
     return tensors

@@ -26,7 +26,7 @@ from torch import Tensor
 from herd.console import HerdError
 from herd.model.config import LLAMA3, ModelConfig, RopeScaling, released_ffn_width
 from herd.model.formats.native import check_tensors, tensor_shapes
-from herd.model.formats.numbers import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST, WIDEST_FFN, Numbers
+from herd.model.formats.numbers import MOST_HEADS, MOST_LAYERS, MOST_TOKENS, WIDEST, WIDEST_FFN, Numbers, plain
 from herd.model.formats.tokenizer_files import save_tokenizer
 from herd.model.formats.torch_file import open_torch_file
 from herd.model.formats.torch_write import TorchFile
@@ -83,8 +83,9 @@ def write_meta(
 ) -> None:
     """Write a folder that Meta's code loads on `shards` model-parallel ranks; weights rounded to `dtype`.
 
-    `state` has our names; one tensor is in memory at a time. Raises HerdError naming what the format can't say and
-    what `shards` does not divide, OSError (ENOSPC) where the disk is full.
+    `state` has our names; one tensor is in memory at a time. Files of weights in the folder are replaced; `state` may
+    be read from them. Raises HerdError naming what the format can't say and what `shards` does not divide, OSError
+    (ENOSPC) where the disk is full.
     """
     check_tensors(config, state, "the model to write")
     params = _params(config, shards, folder)
@@ -92,6 +93,8 @@ def write_meta(
     entries, shapes = stored(state), tensor_shapes(config)
     cuts = {name: _part_shape(name, tuple(shape), shards, copies) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("consolidated.*.pth"):  # no rank of another number may stay; what is being read, does
+        stale.unlink()
     with ExitStack() as opened:
         also = {HEAD: EMBEDDINGS} if config.tied_embeddings else {}
         paths = [folder / f"consolidated.{rank:02d}.pth" for rank in range(shards)]
@@ -137,7 +140,7 @@ def _open_ranks(folder: Path) -> list[dict[str, Stored]]:
     ranks = [open_torch_file(folder / name).stored for name in wanted]
     for name, rank in zip(wanted, ranks, strict=True):
         if other := sorted(rank.keys() ^ ranks[0].keys()):
-            raise HerdError(f"{folder / name}: {other[0]} is in this file or in {wanted[0]}, but not in both")
+            raise HerdError(f"{folder / name}: {plain(other[0])} is not both in this file and in {wanted[0]}")
     return ranks
 
 
@@ -185,10 +188,10 @@ def _joined(name: str, ranks: list[dict[str, Stored]], folder: Path) -> Stored:
     """A tensor out of its parts in all files. Raises HerdError where they do not fit each other."""
     parts, axis = [rank[name] for rank in ranks], _axis(name)
     if len({(part.shape, part.dtype) for part in parts}) > 1:
-        raise HerdError(f"{folder}: {name} differs in shape or dtype from file to file")
+        raise HerdError(f"{folder}: {plain(name)} differs in shape or dtype from file to file")
     first = parts[0]
     if not first.shape:
-        raise HerdError(f"{folder}: {name} is a single number; a matrix or a row is expected")
+        raise HerdError(f"{folder}: {plain(name)} is a single number; a matrix or a row is expected")
     if len(parts) == 1:
         return first
     if axis is None:

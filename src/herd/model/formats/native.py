@@ -14,10 +14,31 @@ from torch import Tensor
 from herd.artifact import canonical_json
 from herd.console import HerdError
 from herd.model.config import ModelConfig
+from herd.model.formats.numbers import (
+    LONGEST_CONTEXT,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_TOKENS,
+    WIDEST,
+    WIDEST_FFN,
+    Numbers,
+    plain,
+    shown,
+)
 from herd.model.formats.weights import Weights, open_tensors, read_json, stored, write_tensors
 from herd.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
+WHOLE = {
+    "layers": MOST_LAYERS,
+    "dim": WIDEST,
+    "heads": MOST_HEADS,
+    "kv_heads": MOST_HEADS,
+    "ffn_dim": WIDEST_FFN,
+    "vocab_size": MOST_TOKENS,
+    "head_dim": WIDEST,
+    "context": LONGEST_CONTEXT,
+}
 
 
 def save_native(folder: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
@@ -38,10 +59,31 @@ def load_native(folder: Path) -> Transformer:
 
 def open_native(folder: Path) -> tuple[ModelConfig, Weights]:
     """A model's config and its weights, to be read one by one. Raises HerdError as `load_native` does."""
-    config = ModelConfig.from_dict(read_json(folder / "config.json"))
+    config = _read_config(folder / "config.json")
     weights = open_tensors(folder / WEIGHTS)
     check_tensors(config, weights, str(folder / WEIGHTS))
-    return config, weights
+    return config, chosen(weights, tensor_shapes(config))
+
+
+def _read_config(path: Path) -> ModelConfig:
+    values = read_json(path)
+    numbers = Numbers(values, f"{path}: ")
+    for key, most in WHOLE.items():
+        numbers.whole(key, most)
+    numbers.flag("tied_embeddings", False)
+    for key in ("rope_theta", "norm_eps"):
+        numbers.real(key)
+    if (scaling := values.get("rope_scaling")) is not None:
+        if not isinstance(scaling, dict):
+            raise HerdError(f"{path}: rope_scaling is {shown(scaling)}; expected a table or null")
+        stretch = Numbers(scaling, f"{path}: rope_scaling.")
+        stretch.whole("original_context", LONGEST_CONTEXT)
+        for key in ("factor", "low_freq_factor", "high_freq_factor"):
+            stretch.real(key)
+    try:
+        return ModelConfig.from_dict(values)
+    except HerdError as error:
+        raise HerdError(f"{path}: {plain(str(error))}") from None
 
 
 def chosen(state: Mapping[str, Tensor], names: Iterable[str]) -> Weights:
@@ -76,7 +118,7 @@ def check_tensors(config: ModelConfig, state: Mapping[str, Tensor], where: str) 
     for problem, names in (("missing", sorted(expected.keys() - state.keys())), ("unknown", sorted(extra))):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise HerdError(f"{where}: {problem} tensor {', '.join(names[:3])}{more}")
+            raise HerdError(f"{where}: {problem} tensor {plain(', '.join(names[:3]))}{more}")
     entries = stored(state)
     for name, shape in expected.items():
         if tuple(entries[name].shape) != tuple(shape):

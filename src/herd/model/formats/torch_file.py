@@ -1,19 +1,19 @@
 """Reading what torch.save wrote: a zip file of stored records, one of them a pickle that says what the others are.
 
 Pickles are programs. `torch.load(weights_only=True)` runs a few functions of them, which is enough for a file of 60
-bytes to take 2 GB, and takes a record for longer than it is. Weights need twenty operations and no function: these are
+bytes to take 2 GB, and takes a record for longer than it is. Weights need few operations and no function: these are
 followed here, nothing is imported or called, and whatever else a pickle asks for is refused by name. `torch_write.py`
 writes such files.
 """
 
 from __future__ import annotations
 
-import io
 import pickletools
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from io import SEEK_END, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from herd.console import HerdError
+from herd.model.formats.numbers import plain
 from herd.model.formats.weights import Stored, Weights, require_file
 
-MAX_PICKLE_BYTES = 4_000_000  # 250 bytes a tensor; 405B has 1,137 of them
-MAX_RECORDS = 100_000
+MAX_PICKLE_BYTES = 2_000_000  # 250 bytes a tensor; 405B has 1,137 of them
+MAX_DIRECTORY_BYTES = 10_000_000  # of the zip: 100 a record
 MAX_DIMENSIONS = 8
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
@@ -76,7 +77,7 @@ def open_torch_file(path: Path) -> Weights:
     """
     require_file(path)
     try:
-        with path.open("rb") as stream:
+        with _Pieces(FileIO(path)) as stream:
             root, records = _records(stream)
             table = _followed(_small(stream, records, f"{root}data.pkl", MAX_PICKLE_BYTES))
             if f"{root}byteorder" in records and _small(stream, records, f"{root}byteorder", 16) != b"little":
@@ -87,28 +88,35 @@ def open_torch_file(path: Path) -> Weights:
         mapped: Any = torch.UntypedStorage.from_file(str(path), False, size)
         return Weights({name: _stored(path, name, view, records, root, mapped) for name, view in table.items()})
     except _Damage as damage:
-        raise HerdError(f"{path}: not a file of weights that torch saved: {damage}") from None
+        raise HerdError(f"{path}: not a file of weights that torch saved: {plain(str(damage))}") from None
+
+
+class _Pieces(BufferedReader):
+    """A file of which zipfile gets no more than a directory's worth at once, whatever length a file claims it has."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise _Damage(f"its zip directory has {size:,} bytes; at most {MAX_DIRECTORY_BYTES:,} are read")
+        return super().read(size)
 
 
 def _records(stream: BinaryIO) -> tuple[str, dict[str, _Record]]:
     """The folder that all records are in, and where each lies."""
-    end = stream.seek(0, io.SEEK_END)
+    end = stream.seek(0, SEEK_END)
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, OSError, struct.error) as error:
         raise _Damage(f"no zip archive, as torch writes since 1.6 ({error})") from None
-    if len(entries) > MAX_RECORDS:
-        raise _Damage(f"{len(entries):,} records; at most {MAX_RECORDS:,} are read")
     found: dict[str, _Record] = {}
     for entry in entries:
         if entry.filename in found:
             raise _Damage(f"record {entry.filename} is there twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
             raise _Damage(f"record {entry.filename} is compressed or encrypted, which torch never does")
-        stream.seek(entry.header_offset)
+        stream.seek(max(0, entry.header_offset))
         header = stream.read(30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        if entry.header_offset < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise _Damage(f"record {entry.filename} is not where the directory says")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if start + entry.file_size > end:

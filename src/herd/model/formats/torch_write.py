@@ -63,15 +63,15 @@ class TorchFile:
     def _add(self, name: str, data: bytes | memoryview) -> None:
         """A record as miniz writes it for torch: sizes after the data, padding before it."""
         path, size, crc = f"{self.root}/{name}".encode(), len(data), zlib.crc32(data)
-        wide = [size] * 2 * (size >= BEYOND_32_BITS) + [self.at] * (self.at >= BEYOND_32_BITS)
-        large = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        padding = -(self.at + 30 + len(path) + len(large) + 4) % ALIGNMENT
-        extra = large + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        large, far = size >= BEYOND_32_BITS, [self.at] * (self.at >= BEYOND_32_BITS)
+        first, wide = _wide([size, 0] * large + far), _wide([size, size] * large + far)
+        padding = -(self.at + 30 + len(path) + len(first) + 4) % ALIGNMENT
+        extra = first + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0x808, 0, 0, 0, 0, 0, 0, len(path), len(extra))
         sizes = struct.pack("<4sI2Q" if wide else "<4s3I", b"PK\x07\x08", crc, size, size)
         kept, place = min(size, BEYOND_32_BITS), min(self.at, BEYOND_32_BITS)
-        fixed = struct.pack("<4s6H3I3H", b"PK\x01\x02", 0, 0, 0x808, 0, 0, 0, crc, kept, kept, len(path), len(large), 0)
-        self.directory += fixed + struct.pack("<2H2I", 0, 0, 0, place) + path + large
+        fixed = struct.pack("<4s6H3I3H", b"PK\x01\x02", 0, 0, 0x808, 0, 0, 0, crc, kept, kept, len(path), len(wide), 0)
+        self.directory += fixed + struct.pack("<2H2I", 0, 0, 0, place) + path + wide
         self.added += 1
         for part in (local, path, extra, data, sizes):
             self.stream.write(part)
@@ -84,6 +84,11 @@ class TorchFile:
         short, place = min(count, 0xFFFF), min(start, BEYOND_32_BITS)
         last = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, size, place, 0)
         self.stream.write(self.directory + wide + where + last)
+
+
+def _wide(numbers: list[int]) -> bytes:
+    """The extra field of numbers that 32 bits do not hold; nothing where there are none."""
+    return struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
 
 
 def _pickle(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, also: Mapping[str, str]) -> bytes:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
+from herd.model.formats.numbers import plain
 from herd.model.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 64_000_000  # the largest is the index of a model with 100,000 tensors, 10 MB
@@ -102,6 +103,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    path.unlink(missing_ok=True)  # cut short, a file that is mapped ends whoever reads it
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for one in entries.values():
@@ -115,18 +117,20 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises HerdError where it is missing or damaged."""
+    require_file(path)
     with explained(path):
         return load_file(path)
 
 
 def open_tensors(path: Path) -> Weights:
     """The tensors of a safetensors file, to be read one by one. Raises HerdError where it is missing or damaged."""
+    require_file(path)
     with explained(path):
         file = safe_open(path, "pt")
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         kinds = {name: part.get_dtype() for name, part in parts.items()}
         if unknown := sorted(set(kinds.values()) - OF_NAME.keys()):
-            raise HerdError(f"{path}: holds tensors of type {unknown[0]}; herd reads {', '.join(OF_NAME)}")
+            raise HerdError(f"{path}: holds tensors of type {plain(unknown[0])}; herd reads {', '.join(OF_NAME)}")
         return Weights(
             {
                 name: Stored(tuple(part.get_shape()), OF_NAME[kinds[name]], lambda name=name: file.get_tensor(name))
@@ -140,10 +144,8 @@ def explained(path: Path) -> Iterator[None]:
     """What safetensors says of a file becomes one line."""
     try:
         yield
-    except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
     except SafetensorError as error:
-        raise HerdError(f"{path}: not a whole safetensors file ({error})") from None
+        raise HerdError(f"{path}: not a whole safetensors file ({plain(str(error))})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -162,13 +164,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def require_file(path: Path) -> None:
     """Raise HerdError where there is no file, or something that is none: opening a pipe would wait for its writer."""
+    shown = plain(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise HerdError(f"{path}: not a file")
+            raise HerdError(f"{shown}: not a file")
     except FileNotFoundError:
-        raise HerdError(f"{path}: missing") from None
-    except (OSError, ValueError) as error:  # a loop of links, a name too long; a name that is none
-        raise HerdError(f"{str(path)!r}: can't be opened ({error})") from None
+        raise HerdError(f"{shown}: missing") from None
+    except OSError as error:  # a loop of links, a name too long
+        raise HerdError(f"{shown}: can't be opened ({error.strerror})") from None
+    except ValueError as error:  # a name that is none
+        raise HerdError(f"{shown}: can't be opened ({error})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
