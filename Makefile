@@ -13,7 +13,7 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.peers
 	$(PYTEST)
 
 lint: $(VENV)/.dev
@@ -33,6 +33,10 @@ $(BIN)/python:
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP_INSTALL) --editable ".[dev,peers]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -141,8 +141,8 @@ def huggingface_step(bf16: bool) -> Callable[[], None]:
 
 def litgpt_step() -> Callable[[], None]:
     import torch
-    from litgpt import GPT, Config
-    from litgpt.utils import chunked_cross_entropy
+    from litgpt import GPT, Config  # pyright: ignore[reportMissingImports] (only in its peer's environment)
+    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]
 
     config = Config(
         block_size=CONTEXT,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+softmax_backward = torch.ops.aten._softmax_backward_data  # p * (d - sum(d * p)), computed in float32
 BLOCK_ROWS = 128
 BLOCKED_UP_TO = 1024
 
@@ -92,7 +93,7 @@ class _BlockedAttention(torch.autograd.Function):
             end = min(start + BLOCK_ROWS, q_BHTE.shape[2])
             d_rows, q_rows = _grouped(d_out, k_BKTE, start, end), _grouped(q_BHTE, k_BKTE, start, end)
             dv[:, :, :end] += probabilities.mT @ d_rows
-            d_scores = torch._softmax_backward_data(d_rows @ v_BKTE[:, :, :end].mT, probabilities, -1, dtype)
+            d_scores = softmax_backward(d_rows @ v_BKTE[:, :, :end].mT, probabilities, -1, dtype)
             dq[:, :, start:end] = (d_scores @ k_BKTE[:, :, :end]).view_as(dq[:, :, start:end])
             dk[:, :, :end] += d_scores.mT @ q_rows
         dq *= q_BHTE.shape[-1] ** -0.5

