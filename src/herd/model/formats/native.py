@@ -6,6 +6,7 @@ A tied output head is not stored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,8 +105,13 @@ def build(config: ModelConfig, state: Mapping[str, Tensor]) -> Transformer:
 
 def tensor_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every tensor that a model of this config is stored as."""
-    with torch.device("meta"):  # allocates nothing
-        shapes = {name: value.shape for name, value in Transformer(config).state_dict().items()}
+    with torch.device("meta"):  # no weights; one layer, since the modules of a forged 1,000 took 3 s and 117 MB
+        small = {name: value.shape for name, value in Transformer(replace(config, layers=1)).state_dict().items()}
+    first = "layers.0."
+    block = {name.removeprefix(first): shape for name, shape in small.items() if name.startswith(first)}
+    layers = {f"layers.{layer}.{name}": shape for layer in range(config.layers) for name, shape in block.items()}
+    around = {name: shape for name, shape in small.items() if not name.startswith(first)}
+    shapes = {"tok_embeddings.weight": around.pop("tok_embeddings.weight"), **layers, **around}
     if config.tied_embeddings:
         del shapes["output.weight"]
     return shapes
