@@ -1,11 +1,13 @@
 """llama.cpp loads the files we write, splits text as we do, and says what we say."""
 
+import importlib
 import importlib.util
 import json
 import os
 import pathlib
 import urllib.request
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +43,7 @@ class LlamaCpp:
     """A file in llama.cpp's server, in this process; keys and values in float32."""
 
     def __init__(self, path, context):
-        import xllamacpp  # pyright: ignore[reportMissingImports] (an extra)
-
+        xllamacpp: Any = importlib.import_module("xllamacpp")  # an extra
         settings = xllamacpp.CommonParams()
         settings.model.path, settings.n_ctx, settings.n_parallel, settings.n_batch = str(path), context, 1, context
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
