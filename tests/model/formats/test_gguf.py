@@ -17,6 +17,7 @@ from herd.console import HerdError
 from herd.model.config import RopeScaling
 from herd.model.dialog import Message, encode, from_openai, prompt
 from herd.model.formats.gguf import gguf_name, read_gguf
+from herd.model.formats.gguf_file import read_gguf_file
 from herd.model.formats.native import build
 from herd.model.formats.tokenizer_files import byte_characters
 from herd.model.tokenizer import Tokenizer
@@ -399,3 +400,29 @@ def test_smollm2_is_what_transformers_reads(adopted_file):
     render = tokenizer.apply_chat_template
     assert prompt(dialog, found.tokenizer) == render(messages, add_generation_prompt=True, return_dict=False)
     assert encode(dialog.then(Message("assistant", "4")), found.tokenizer).ids == render(answered, return_dict=False)
+
+
+def dequantizable():
+    """The kinds that PyPI gguf knows how to read."""
+    found = []
+    for kind, (_, size) in gguf.GGML_QUANT_SIZES.items():
+        try:
+            gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", dequantizable(), ids=lambda kind: kind.name)
+def test_every_kind_that_gguf_dequantizes_is_read(kind, tmp_path):
+    """K-quants among them, which nothing in Python writes: random bytes, small enough for their scales to be finite."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = np.random.default_rng(0).integers(0, 0x3C, (3, 1_024 // block * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("x", rows, raw_dtype=kind)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    found = read_gguf_file(tmp_path / "one.gguf")[1]["x"]
+    assert (found.kind, found.shape) == (kind.name, (3, 1_024))
+    assert np.array_equal(found.values(), gguf.quants.dequantize(rows, kind).reshape(3, 1_024), equal_nan=True)
