@@ -59,6 +59,14 @@ def test_a_wrong_key_is_named_with_the_file(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_width_that_its_heads_do_not_divide_is_said_before_anything_is_trained(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(SMOKE.replace("size = { layers = 1, dim = 12 }", "size = { layers = 1, dim = 28 }"))
+    line = one_line(herd("run", recipe, "--out", tmp_path / "run"))
+    assert "member medium: size: 3 heads do not divide the width 28" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_source_folder_is_named(tmp_path):
     line = one_line(herd("run", folder_recipe(tmp_path, "nowhere"), "--out", tmp_path / "run"))
     assert "nowhere" in line and "mine" in line

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from herd.recipe import Data, Pretrain, Recipe, Scaling, Section
+from herd.console import HerdError
+from herd.recipe import Data, Pretrain, Recipe, Scaling, Section, Size
 from herd.stage import Stage, same
 
 
@@ -68,8 +69,14 @@ def _member_stages(
     from herd.deploy.export import ExportSettings
     from herd.evaluate.member import MemberEvaluation
     from herd.pretrain.initial import InitialSettings, StepSettings
+    from herd.pretrain.plan import model_config
 
     member = recipe.find_member(name)
+    if isinstance(member.size, Size):
+        config = model_config(member.size, pretrain, recipe.tokenizer.vocab_size)
+        if config.dim % config.heads:  # said before anything is trained: transformers would not load the export
+            problem = f"{config.heads} heads do not divide the width {config.dim}"
+            raise HerdError(f"member {name}: size: {problem}; give heads, or another dim or head_dim")
     common: dict[str, Any] = {
         "seed": recipe.family.seed,
         "max_documents": recipe.evaluate.max_documents,

@@ -79,18 +79,24 @@ def forecast_size(parameters: float, scaling: Scaling, pretrain: Pretrain, vocab
     """The network nearest to a forecast number of parameters, in the ratio of the two.
 
     Depth and width lie between those of the grid's sizes just below and above; beyond the grid, up to twice its last.
+    Widths that the heads do not divide are left out: transformers loads no such model, and Meta's format has no name
+    for one.
     """
     grid = candidate_sizes(scaling)
 
     def count(size: Size) -> int:
         return model_config(size, pretrain, vocab_size).matmul_parameters
 
+    def loads(size: Size) -> bool:
+        config = model_config(size, pretrain, vocab_size)
+        return config.dim % config.heads == 0
+
     below = max((s for s in grid if count(s) <= parameters), key=count, default=grid[0])
     above = min((s for s in grid if count(s) > parameters), key=count, default=None)
     above = above or Size(layers=2 * grid[-1].layers, dim=2 * grid[-1].dim)
     widths = range(below.dim, above.dim + 1, math.gcd(*(s.dim for s in grid)))
     between = (Size(layers=layers, dim=dim) for layers in range(below.layers, above.layers + 1) for dim in widths)
-    return min(between, key=lambda size: abs(math.log(count(size) / parameters)))
+    return min(filter(loads, between), key=lambda size: abs(math.log(count(size) / parameters)))
 
 
 def plan_budget(config: ModelConfig, pretrain: Pretrain, flops: float, peak: float | None = None) -> TrainingPlan:

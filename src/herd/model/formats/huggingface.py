@@ -68,6 +68,10 @@ def write_huggingface(
     null. Raises HerdError naming tensors that do not fit the config, OSError (ENOSPC) where the disk is full.
     """
     check_tensors(config, state, "the model to write")
+    if config.dim % config.heads:
+        raise HerdError(
+            f"{folder}: {config.heads} heads do not divide the width {config.dim}, and transformers wants that"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = stored(state), dict[str, Stored]()
     for name in tensor_shapes(config):
