@@ -167,8 +167,10 @@ def arrive(browser, server, size, table=None, dark=False):
 
 
 def ask(browser, question):
+    """Ask, and wait for the answer's end: idle before the question has arrived is not idle after it."""
+    before = browser.value("document.querySelectorAll('article').length")
     browser.type(question)
-    browser.until(f"document.querySelectorAll('article').length > 0 && {IDLE}")
+    browser.until(f"document.querySelectorAll('article').length > {before} && {IDLE}")
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
