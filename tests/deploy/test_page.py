@@ -97,7 +97,7 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 10.0) -> None:
+    def until(self, expression: str, seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not self.value(expression):
             assert time.monotonic() < end, f"never true: {expression}\n{self.text()}\n{self.problems}"
@@ -195,13 +195,13 @@ def test_from_a_file_to_an_answer_and_a_second_one(browser, running, sales, size
     browser.shot(f"{where}-table")
     ask(browser, "Which region sold the most?")
     assert by_region in browser.text() and "East sold the most: 9 units." in browser.text()
-    assert browser.value("document.querySelectorAll('svg .bar').length") == 3
+    browser.until("document.querySelectorAll('svg .bar').length === 3")
     browser.shot(f"{where}-bars")
     ask(browser, "Units by day?")
-    assert browser.value("document.querySelectorAll('svg .line').length") == 1
+    browser.until("document.querySelectorAll('svg .line').length === 1")
     browser.shot(f"{where}-line")
     ask(browser, "Show all rows")
-    assert browser.value("document.querySelectorAll('article:last-child tbody tr').length") == 4
+    browser.until("document.querySelectorAll('article:last-child tbody tr').length === 4")
     browser.shot(f"{where}-more")
     assert browser.value("document.querySelector('article:last-child .code').open")
     assert browser.value("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
