@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,19 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text as Styled
 
-from herd.deploy.assistant import Assistant, Code, Conversation, Done, Error, Event, Notice, Output, Session, Text
+from herd.deploy.assistant import (
+    DRAFTS,
+    Assistant,
+    Code,
+    Conversation,
+    Done,
+    Error,
+    Event,
+    Notice,
+    Output,
+    Session,
+    Text,
+)
 from herd.deploy.talk import load_generator
 from herd.model.dialog import Dialog, Message
 from herd.safety.guard import Guard
@@ -26,10 +39,11 @@ SHOWN_ROWS = 20
 def load_assistant(name: str, model: Path, tokenizer: Path, guard: Path | None = None) -> Assistant:
     """A member from its folders of weights, tokenizer and perhaps guard. Raises HerdError naming a file."""
     generator, words, context = load_generator(model, tokenizer)
+    assistant = Assistant(name, generator, words, context, drafts=DRAFTS)
     if guard is None:
-        return Assistant(name, generator, words, context)
+        return assistant
     judge = Guard.load(guard)
-    return Assistant(name, generator, words, context, lambda text: REFUSAL if judge.blocks(text) else None)
+    return replace(assistant, guard=lambda text: REFUSAL if judge.blocks(text) else None)
 
 
 def ask(

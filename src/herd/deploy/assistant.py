@@ -1,8 +1,9 @@
 """The analyst: a question about a table in, code, its result and an answer out, all on this machine.
 
 A turn: the model writes; where it calls Python, the code runs in the sandbox and the model reads the result; after at
-most `MAX_CALLS` calls it has to say its answer in words. A turn that fails (a call that never ends, a dead sandbox) is
-forgotten, so that the conversation can go on. The sandbox keeps its variables over the turns.
+most `MAX_CALLS` calls it has to say its answer in words. With `drafts` a call is written that many times more, and the
+best of what was written is run (drafts.py). A turn that fails (a call that never ends, a dead sandbox) is forgotten, so
+that the conversation can go on. The sandbox keeps its variables over the turns.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ from __future__ import annotations
 import collections.abc
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from herd.console import HerdError
+from herd.deploy.drafts import choose, draft
+from herd.deploy.grounding import gaps
 from herd.deploy.reading import WORDS_ONLY, Written, read, words_or_call
-from herd.model.dialog import Call, Dialog, Message, prompt
+from herd.model.dialog import Call, Dialog, Message, prompt, python_call
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.tools.sandbox import Result
 from herd.tools.table import TableFacts
-from herd.tools.turns import MAX_CALLS, grammar_of
+from herd.tools.turns import MAX_CALLS, SAID_MESSAGES, grammar_of
 
 GREEDY = Sampling(temperature=0.0, max_tokens=256)
+DRAFTS = 8  # this and the next as measured in docs/log.md
+DRAFT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=120)
+MAX_TRIED_CELLS = 5_000_000  # a larger table takes seconds to read again for each draft
 Reason = Literal["answered", "length", "stopped", "refused", "failed"]
 
 
@@ -81,12 +88,17 @@ class Session(Protocol):
 
     def run(self, code: str) -> Result: ...
 
+    def twin(self) -> AbstractContextManager[Session]: ...
+
     def facts(self) -> TableFacts: ...
 
 
 @dataclass(frozen=True)
 class Assistant:
-    """A loaded member. `guard` is shown what the user says; it gives a refusal to say instead, or None."""
+    """A loaded member. `guard` is shown what the user says; it gives a refusal to say instead, or None.
+
+    `drafts`: how often a greedily written call is written again by sampling before one is chosen; 0 runs it as it is.
+    """
 
     name: str
     generator: Generator
@@ -94,6 +106,7 @@ class Assistant:
     context: int
     guard: Guard | None = None
     sampling: Sampling = GREEDY
+    drafts: int = 0
 
     def refusal(self, text: str) -> str | None:
         """What the guard says instead of an answer, None where it lets the text pass or there is no guard."""
@@ -130,6 +143,7 @@ class _Turn:
         self.conversation, self.assistant, self.session = conversation, conversation.assistant, conversation.session
         self.sampling, self.stop = sampling, stop
         self.calls = self.prompt_tokens = self.tokens = 0
+        self.ran: list[str] = []  # code of this turn that ran well
 
     def done(self, reason: Reason) -> Done:
         return Done(reason, self.calls, self.prompt_tokens, self.tokens)
@@ -153,6 +167,8 @@ class _Turn:
                     f"the model's code did not end within {len(written.ids)} tokens, so it was not run; "
                     "ask again in other words"
                 )
+            if self.sampling.temperature == 0 and self.assistant.drafts and not self.stop.is_set():
+                message = yield from self._reconsidered(message, dialog, ids)
             dialog = dialog.then(message)
             if not message.calls or self.session is None:
                 break
@@ -175,14 +191,45 @@ class _Turn:
                 yield Text(part.text)
         raise AssertionError("unreachable: Written is always the last")
 
+    def _reconsidered(
+        self, message: Message, dialog: Dialog, ids: list[int]
+    ) -> collections.abc.Generator[Event, None, Message]:
+        """The same message with the best code that the model writes here; a Notice where there is reason for doubt."""
+        session, first = self.session, message.calls[0].code if len(message.calls) == 1 else None
+        facts = self._facts()
+        if session is None or first is None or facts is None:
+            return message
+        sampling = replace(DRAFT_SAMPLING, seed=self.sampling.seed, grammar=self._grammar(dialog))
+        codes, tokens = draft(self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.assistant.drafts)
+        self.tokens += tokens
+        said = [part.content for part in dialog.messages if part.role in ("user", "tool")]
+        asked = [part.content for part in dialog.messages if part.role == "user"][-1]
+
+        def run(code: str) -> Result:
+            with session.twin() as twin:
+                return twin.run(code)
+
+        tried = run if facts.rows * len(facts.columns) <= MAX_TRIED_CELLS else None
+        chosen = choose([first, *codes], tried, lambda code: gaps(asked, said[-SAID_MESSAGES:], code, facts, self.ran))
+        if chosen is None:
+            return message
+        if chosen.doubt:
+            yield Notice(chosen.doubt)
+        return replace(message, calls=(python_call(chosen.code),))
+
+    def _facts(self) -> TableFacts | None:
+        """The table as it is now; None where there is none, or code has made something else of df."""
+        try:
+            return self.session.facts() if self.session else None
+        except HerdError:
+            return None
+
     def _grammar(self, dialog: Dialog) -> str | None:
         """What may be written: code with only the columns that the table has now, or words alone."""
         call_id = self.assistant.tokenizer.call_id
         if self.session is None or call_id is None or self.calls >= MAX_CALLS:
             return WORDS_ONLY
-        try:
-            facts = self.session.facts()
-        except HerdError:  # code has made something else of df: no labels are known, so any Python may be written
+        if (facts := self._facts()) is None:  # no labels are known, so any Python may be written
             return words_or_call(call_id)
         return grammar_of(dialog, facts, self.assistant.tokenizer)
 
@@ -195,6 +242,8 @@ class _Turn:
             return text
         yield Code(call.code)
         result = session.run(call.code)
+        if result.ok:
+            self.ran.append(call.code)
         yield Output(result.text, result.value) if result.ok else Error(result.text)
         return result.text
 

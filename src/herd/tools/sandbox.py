@@ -212,6 +212,7 @@ class Session:
         self._limits = sandbox.limits
         self._link: tuple[socket.socket, _First, int] | None = None
         self._tables: dict[str, tuple[Path, TableFacts]] = {}
+        self._ran: list[str] = []  # what ran well since the session was started
         self._lost = False
         self._closed = False
 
@@ -238,8 +239,21 @@ class Session:
         except _Lost as lost:
             text = error = f"{lost}; its variables are gone"
             value = None
+        if error is None:
+            self._ran.append(code)
         text = "\n".join([*(f"({note})" for note in notes), *([text] if text else [])])
         return Result(error is None, text, value, error, time.monotonic() - started)
+
+    def twin(self) -> Session:
+        """A new session with the same tables and, by running again what ran well here, the same variables.
+
+        What is run there leaves this session as it is.
+        """
+        twin = self._sandbox.session()
+        twin._tables = dict(self._tables)
+        for code in self._ran:
+            twin.run(code)
+        return twin
 
     def open_table(self, path: Path, name: str = "df") -> TableFacts:
         """Copy a CSV or TSV file into the session and read it there, as the variable `name`.
@@ -330,6 +344,7 @@ class Session:
     def _forget(self) -> int:
         """End the process of a session whose state is lost; the signal by which it ended."""
         self._lost = True
+        self._ran.clear()
         return self._drop()
 
     def _drop(self) -> int:
