@@ -9,6 +9,7 @@ that the conversation can go on. The sandbox keeps its variables over the turns.
 from __future__ import annotations
 
 import collections.abc
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from herd.tools.turns import MAX_CALLS, SAID_MESSAGES, grammar_of
 
 GREEDY = Sampling(temperature=0.0, max_tokens=256)
 DRAFTS = 8  # this and the next as measured in docs/log.md
+DRAFT_ROUNDS = 2  # as long as the best draft has gaps
 DRAFT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=120)
 MAX_TRIED_CELLS = 5_000_000  # a larger table takes seconds to read again for each draft
 Reason = Literal["answered", "length", "stopped", "refused", "failed"]
@@ -199,18 +201,26 @@ class _Turn:
         facts = self._facts()
         if session is None or first is None or facts is None:
             return message
-        sampling = replace(DRAFT_SAMPLING, seed=self.sampling.seed, grammar=self._grammar(dialog))
-        codes, tokens = draft(self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.assistant.drafts)
-        self.tokens += tokens
         said = [part.content for part in dialog.messages if part.role in ("user", "tool")]
         asked = [part.content for part in dialog.messages if part.role == "user"][-1]
 
+        @functools.cache
         def run(code: str) -> Result:
             with session.twin() as twin:
                 return twin.run(code)
 
         tried = run if facts.rows * len(facts.columns) <= MAX_TRIED_CELLS else None
-        chosen = choose([first, *codes], tried, lambda code: gaps(asked, said[-SAID_MESSAGES:], code, facts, self.ran))
+        sampling, codes, chosen = replace(DRAFT_SAMPLING, grammar=self._grammar(dialog)), [first], None
+        for number in range(DRAFT_ROUNDS):
+            sampling = replace(sampling, seed=self.sampling.seed + number)
+            more, tokens = draft(
+                self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.assistant.drafts
+            )
+            self.tokens += tokens
+            codes += more
+            chosen = choose(codes, tried, lambda code: gaps(asked, said[-SAID_MESSAGES:], code, facts, self.ran))
+            if self.stop.is_set() or (chosen is not None and not chosen.gaps):
+                break
         if chosen is None:
             return message
         if chosen.doubt:
