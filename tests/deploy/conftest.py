@@ -100,6 +100,7 @@ class InProcess:
         self.names: dict[str, Any] = fresh_names()
         self.ran: list[str] = []
         self.stem = ""
+        self.path: pathlib.Path | None = None
 
     def __enter__(self) -> InProcess:
         return self
@@ -110,7 +111,16 @@ class InProcess:
     def session(self) -> InProcess:
         return InProcess()
 
+    def twin(self) -> InProcess:
+        twin = InProcess()
+        assert self.path is not None
+        twin.open_table(self.path)
+        for code in self.ran:
+            run(code, twin.names, 20_000)
+        return twin
+
     def open_table(self, path: pathlib.Path, name: str = "df") -> TableFacts:
+        self.path = path
         file, _ = open_file(path)
         with file:
             data = bytearray(file.read())

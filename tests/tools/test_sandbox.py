@@ -164,6 +164,23 @@ def test_variables_are_kept_and_errors_name_their_line(walled: Sandbox) -> None:
         assert session.run("{}['pric']").error == "KeyError: 'pric'"
 
 
+def test_a_twin_has_the_same_variables_and_changes_nothing(walled: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x\n1\n2\n")
+    with walled.session() as session:
+        session.open_table(tmp_path / "a.csv")
+        session.run("df['y'] = df['x'] * 10\nn = 3")
+        session.run("1 / 0")
+        with session.twin() as twin:
+            assert twin.run("df['y'].sum() + n").text == "33"
+            twin.run("n = 4\ndf['y'] = 0")
+            assert "TimeoutError" not in twin.run("del df").text
+        assert session.run("df['y'].sum() + n").text == "33"
+        lost = session.run("import os\nos._exit(3)")
+        assert not lost.ok
+        with session.twin() as twin:  # as a session that was started anew
+            assert "NameError" in twin.run("n").text and twin.run("df['x'].sum()").text == "3"
+
+
 def test_sessions_are_cheap_and_leave_nothing(walled: Sandbox) -> None:
     def children() -> int:
         return len(subprocess.run(["ps", "-eo", "pid"], capture_output=True).stdout.splitlines())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ GREEDY = Sampling(temperature=0.0, max_tokens=256)
 DRAFTS = 8  # this and the next as measured in docs/log.md
 DRAFT_ROUNDS = 2  # as long as the best draft has gaps
 DRAFT_SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=120)
+TRIAL_SECONDS = 20.0  # for all drafts of a call; only drafts that hang take so long
 MAX_TRIED_CELLS = 5_000_000  # a larger table takes seconds to read again for each draft
 Reason = Literal["answered", "length", "stopped", "refused", "failed"]
 
@@ -204,8 +206,12 @@ class _Turn:
         said = [part.content for part in dialog.messages if part.role in ("user", "tool")]
         asked = [part.content for part in dialog.messages if part.role == "user"][-1]
 
+        deadline = time.monotonic() + TRIAL_SECONDS
+
         @functools.cache
         def run(code: str) -> Result:
+            if self.stop.is_set() or time.monotonic() > deadline:
+                return Result(False, "", None, "not tried", 0.0)
             with session.twin() as twin:
                 return twin.run(code)
 
