@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import threading
 
 import pytest
 import torch
@@ -33,9 +34,8 @@ def scripted(tokenizer, text, stop_token="<|end_of_text|>"):
 
     class Script(Transformer):
         def hidden(self, tokens_BT, mask=None, cache=None):
-            assert cache is not None
-            cache.extend(tokens_BT.shape[1])
-            return torch.nn.functional.one_hot(torch.tensor([[script[cache.used[0] - 1]]]), 400).float() * 100
+            assert cache is not None and tokens_BT.shape == (1, 1)
+            return torch.nn.functional.one_hot(torch.tensor([[script[cache.end - 1]]]), 400).float() * 100
 
     model = Script(ModelConfig(1, 400, 2, 1, 4, 400, 2, 256))
     model.output.weight = torch.nn.Parameter(torch.eye(400))
@@ -92,28 +92,72 @@ def test_what_prompts_share_is_computed_once(engine, tokenizer, monkeypatch):
     computed = []
     hidden = engine.model.hidden
     monkeypatch.setattr(
-        engine.model, "hidden", lambda tokens, **rest: computed.append(tokens.shape) or hidden(tokens, **rest)
+        engine.model, "hidden", lambda tokens, **rest: computed.append(tokens.numel()) or hidden(tokens, **rest)
     )
-    base = tokenizer.encode(TEXT)[:30]
+    base = tokenizer.encode(TEXT)[:50]
     questions = [[*base, 200 + index, *base[:4]] for index in range(3)]
-    engine.generate([questions[index % 3] for index in (2, 0, 1)], Sampling(0.0, max_tokens=1))
-    assert computed == [(1, 30), (3, 5)]  # what they share, then the ends of three rows together
+    engine.generate([questions[index % 3] for index in (2, 0, 1)], Sampling(0.0, max_tokens=2))
+    assert computed == [
+        55,
+        1 + 2 * 5,
+        2,
+    ]  # one prompt; then the ends of the others, which a block and a copied half precede
     computed.clear()
     long = engine.generate([base] * 3, Sampling(0.0, max_tokens=5))
-    assert computed == [(1, 29), (3, 1)] + [(3, 1)] * 4
+    assert computed == [50, 3, 3, 3, 3, 2]
     computed.clear()
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 12)  # long prompts in parts
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 20)  # long prompts in parts
     assert engine.generate([base] * 3, Sampling(0.0, max_tokens=5))[2].ids == long[2].ids
-    assert computed == [(1, 12), (1, 12), (1, 5), (3, 1)] + [(3, 1)] * 4
+    assert computed == [20, 20, 10, 3, 3, 3, 3, 2]
     monkeypatch.undo()
     assert long[0].ids == tuple(naive_greedy(engine, base, 5)[0])
+    assert engine.blocks.used == engine.blocks.promised == 0
+
+
+def test_an_engine_that_keeps_knows_the_prompts_of_earlier_calls(engine, tokenizer, monkeypatch):
+    keeping, computed = Engine(engine.model, tokenizer, keep=True), []
+    hidden = engine.model.hidden
+    monkeypatch.setattr(
+        engine.model, "hidden", lambda tokens, **rest: computed.append(tokens.numel()) or hidden(tokens, **rest)
+    )
+    base = tokenizer.encode(TEXT)[:50]
+    first = [keeping.generate([base], GREEDY)[0] for _ in range(2)]
+    assert first[0].ids == first[1].ids == engine.generate([base], GREEDY)[0].ids
+    prompts_computed = [count for count in computed if count > 1]
+    assert prompts_computed == [50, 18, 50]
+
+
+def test_calls_of_several_threads_and_streams_left_open_run_together(engine, prompts):
+    expected = {index: engine.generate([prompt], GREEDY)[0].ids for index, prompt in enumerate(prompts)}
+    started = engine.stream_tokens(prompts[0], GREEDY)
+    first, found = next(started), {}
+
+    def ask(index):
+        found[index] = engine.generate([prompts[index]], GREEDY)[0].ids
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(1, len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (first, *started) == expected[0]
+    assert all(found[index] == expected[index] for index in found) and len(found) == len(prompts) - 1
+
+
+def test_a_cache_too_small_for_one_request_is_an_error_and_others_wait_for_room(engine, tokenizer, prompts):
+    small = Engine(engine.model, tokenizer, cache_bytes=engine.model.config.kv_cache_bytes_per_token() * 2 * 64)
+    assert small.blocks.count == 2
+    with pytest.raises(HerdError, match=r"prompt 1 may grow to \d+ tokens, the cache holds 32 .*lower max_tokens"):
+        Engine(engine.model, tokenizer, cache_bytes=1).generate([[5], list(range(50))], GREEDY)
+    together = small.generate(prompts, GREEDY)  # two at a time
+    assert [c.ids for c in together] == [c.ids for c in engine.generate(prompts, GREEDY)]
 
 
 def test_a_freed_row_is_taken_at_once(engine, prompts, monkeypatch):
     rows = []
     hidden = engine.model.hidden
     monkeypatch.setattr(
-        engine.model, "hidden", lambda tokens, **rest: rows.append(len(tokens)) or hidden(tokens, **rest)
+        engine.model, "hidden", lambda tokens, **rest: rows.append(tokens.numel()) or hidden(tokens, **rest)
     )
     one, many = Sampling(1.0, 1.0, max_tokens=2), Sampling(1.0, 1.0, max_tokens=17)
     completions = engine.generate([[7]] * 9, [many, one, many, one, one, one, one, one, one])

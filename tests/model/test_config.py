@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from herd.console import HerdError
+from herd.model.cache import PagedCache
 from herd.model.config import LLAMA3, ModelConfig, RopeScaling, ffn_width, released_ffn_width
-from herd.model.transformer import KVCache, Transformer
+from herd.model.transformer import Transformer
 
 
 @st.composite
@@ -81,7 +82,7 @@ def test_counts_are_those_of_the_network_that_is_built(config):
 
 @given(configs(), st.integers(1, 5))
 def test_the_cache_is_as_large_as_it_says(config, tokens):
-    cache = KVCache(config, 1, tokens, torch.bfloat16, torch.device("cpu"))
+    cache = PagedCache(config, 1, tokens, torch.bfloat16, torch.device("cpu"))
     assert cache.values.nbytes == tokens * config.kv_cache_bytes_per_token()
 
 

@@ -1,56 +1,82 @@
-"""Generation on this machine: prefill a KV cache with the prompts, then decode token by token.
+"""Generation on this machine: requests come and go while others run, over one paged cache.
 
-Prompts of any lengths share a batch of up to `max_batch` rows; a finished row's place goes to the next prompt. Prompts
-are taken in sorted order, so that each follows the one with which it shares most; what they share is computed once and
-copied, their own ends are computed together. What this engine does not do: take in a request while others run, store a
-shared beginning once, or page its cache. Results of a row do not depend on its neighbours beyond rounding: a matrix
-product may sum in another order for another batch size.
+Each step computes one more token of every request that decodes, and parts of the prompts of those that do not yet, in
+one pass (continuous batching, as vLLM does). Blocks that a prompt shares with another are held and read once
+(blocks.py, model/cache.py). Requests are admitted first come, first served, each only when the cache has room for all
+that it may ever hold. Results of a request do not depend on its neighbours beyond rounding: a matrix product may sum in
+another order for another batch.
 
-Shape suffixes: B batch, T tokens, D model dim, V vocabulary.
+Several threads may call; each drives the steps of all, and a call that is left ends its requests.
+
+Shape suffixes: N tokens of a pass, B requests, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from herd.console import HerdError
+from herd.console import HerdError, human_bytes
+from herd.infer.blocks import BLOCK, Blocks, Table, blocks_for
 from herd.infer.grammar import Grammars
 from herd.infer.request import Request
 from herd.infer.sampling import draw
+from herd.model.cache import PagedCache, Part
 from herd.model.generation import Completion, Sampling, one_each
 from herd.model.tokenizer import Tokenizer
-from herd.model.transformer import KVCache, Transformer
+from herd.model.transformer import Transformer
 
-CACHE_BLOCK = 256  # tokens by which the rows of a cache grow
-PREFILL_TOKENS = 4096  # prompt tokens computed at once: bounds the memory that long prompts take
+PREFILL_TOKENS = 2048  # prompt tokens of a step: bounds its memory, and how long those that decode wait
+WORTH_WAITING = 8  # tokens
+CACHE_BYTES = 1 << 30
 
 
 class Engine:
     """A `Generator` over a model in this process; runs on the device and in the dtype of the model's weights.
 
-    Raises HerdError where the tokenizer has more ids than the model has rows.
+    At most `max_batch` requests run at once, in at most `cache_bytes` of keys and values. `keep`: prompts of earlier
+    calls stay known, so that a conversation's beginning is not computed again; without it a call's results depend on
+    nothing but the call. Raises HerdError where the tokenizer has more ids than the model has rows.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, max_batch: int = 32) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise HerdError(f"tokenizer of {tokenizer.vocab_size} ids, model of {model.config.vocab_size} rows")
-        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        max_batch: int = 32,
+        cache_bytes: int = CACHE_BYTES,
+        keep: bool = False,
+    ) -> None:
+        config = model.config
+        if tokenizer.vocab_size > config.vocab_size:
+            raise HerdError(f"tokenizer of {tokenizer.vocab_size} ids, model of {config.vocab_size} rows")
+        self.model, self.tokenizer, self.max_batch, self.keep = model, tokenizer, max_batch, keep
+        weight = model.tok_embeddings.weight
+        block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * weight.element_size() * BLOCK
+        count = min(max(1, cache_bytes // block_bytes), max_batch * blocks_for(config.context))
+        self._cache_bytes = count * block_bytes
+        self._new_cache = lambda: PagedCache(config, count, BLOCK, weight.dtype, weight.device)
+        self._cache: PagedCache | None = None
+        self.blocks = Blocks(count)
+        self._waiting: deque[Request] = deque()
+        self._live: list[_Live] = []
+        self._lock = threading.Lock()
         self._grammars = Grammars(tokenizer)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
         """One completion for each prompt, in order; one sampling for all, or one each.
 
-        Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context, has a wrong
-        grammar, or for which the model gives logits that are not numbers.
+        Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context or the cache, has
+        a wrong grammar, or for which the model gives logits that are not numbers.
         """
         each = one_each(prompts, sampling)
         requests = [self._request(prompt, index, each[index]) for index, prompt in enumerate(prompts)]
-        for _ in self._run(requests):
+        for _ in self._follow(requests):
             pass
         return [request.completion() for request in requests]
 
@@ -62,14 +88,21 @@ class Engine:
     def stream_tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
         """Ids one by one, a stop token included; they are the completion's ids."""
         request = self._request(prompt, 0, sampling)
-        return (request.ids[-1] for _ in self._run([request]))
+        return self._tokens(request)
 
     def _pieces(self, request: Request) -> Iterator[str]:
         sent = 0
-        for _ in self._run([request]):
+        for _ in self._follow([request]):
             if len(request.text) > sent:
                 yield request.text[sent:]
                 sent = len(request.text)
+
+    def _tokens(self, request: Request) -> Iterator[int]:
+        sent = 0
+        for _ in self._follow([request]):
+            while sent < len(request.ids):
+                sent += 1
+                yield request.ids[sent - 1]
 
     def _request(self, prompt: list[int], index: int, sampling: Sampling) -> Request:
         config = self.model.config
@@ -85,124 +118,177 @@ class Engine:
             grammar = self._grammars.begin(sampling.grammar) if sampling.grammar is not None else None
         except HerdError as error:
             raise HerdError(f"prompt {index}: {error}") from None
-        return Request(prompt, index, sampling, self.tokenizer, config.context, grammar)
+        request = Request(prompt, index, sampling, self.tokenizer, config.context, grammar)
+        if blocks_for(_most(request)) > self.blocks.count:
+            raise HerdError(
+                f"prompt {index} may grow to {_most(request)} tokens, the cache holds {self.blocks.count * BLOCK} "
+                f"({human_bytes(self._cache_bytes)}); lower max_tokens or give the engine more"
+            )
+        return request
 
-    def _run(self, requests: list[Request]) -> Iterator[None]:
-        """Run requests to their ends; yields whenever some have taken a token, and all are up to date."""
-        waiting = deque(sorted((r for r in requests if r.reason is None), key=lambda request: request.prompt))
-        if not waiting:
-            return
-        rows = _Rows(self.model, self.tokenizer.vocab_size, min(self.max_batch, len(waiting)))
-        live: list[Request] = []
-        while waiting or live:
-            free = min(self.max_batch - len(live), len(waiting))
-            if free:
-                fresh = [waiting.popleft() for _ in range(free)]
-                _take(fresh, rows.add([request.prompt for request in fresh]))
-                live += fresh
-            else:
-                _take(live, rows.step([request.ids[-1] for request in live]))
-            yield
-            for row in reversed(range(len(live))):
-                if live[row].reason is not None:  # the last row moves into its place
-                    rows.drop(row)
-                    live[row] = live[-1]
-                    live.pop()
+    def _follow(self, requests: list[Request]) -> Iterator[None]:
+        """Run requests to their ends, and what others have waiting along with them; yields after each step.
+
+        Left early, it ends them. Raises the first of their errors at the end.
+        """
+        with self._lock:
+            if not self.keep and not self._live and not self._waiting:
+                self.blocks.forget_idle()
+            self._waiting += sorted((r for r in requests if r.open), key=lambda request: request.prompt)
+        try:
+            while any(request.open for request in requests):
+                with self._lock:
+                    if any(request.open for request in requests):  # another thread's step may have ended them
+                        self._step()
+                yield
+        finally:
+            with self._lock:
+                self._cancel(requests)
+        for request in requests:
+            if request.error:
+                raise HerdError(request.error)
+
+    def _cancel(self, requests: list[Request]) -> None:
+        """Forget those that have not ended; another call's are not touched."""
+        left = {id(request) for request in requests if request.open}
+        if left:
+            self._waiting = deque(request for request in self._waiting if id(request) not in left)
+            self._drop([live for live in self._live if id(live.request) in left])
+
+    def _drop(self, gone: list[_Live]) -> None:
+        for live in gone:
+            live.table.close()
+            self._live.remove(live)
+
+    def _step(self) -> None:
+        """One pass: a token for each that decodes, and parts of prompts."""
+        self._admit()
+        decoding, reading = _plan(self._live)
+        cache = self._cache = self._cache or self._new_cache()
+        for live, end in [*decoding, *reading]:
+            live.table.grow(end)
+        parts = [Part(live.table.blocks, live.done, end) for live, end in [*decoding, *reading]]
+        tokens = [token for live, end in [*decoding, *reading] for token in live.tokens(end)]
+        cache.begin(parts)
+        last, at, ready = [], 0, []
+        for live, end in [*decoding, *reading]:
+            at += end - live.done
+            if end == live.length:
+                last.append(at - 1)
+                ready.append(live)
+        logits_BV = self._logits(tokens, last)
+        for live, end in [*decoding, *reading]:
+            live.done = end
+            live.table.publish(live.request.prompt[:end])
+        if ready:
+            take([live.request for live in ready], logits_BV)
+        self._drop([live for live in ready if not live.request.open])
+
+    @torch.inference_mode()
+    def _logits(self, tokens: list[int], last: list[int]) -> Tensor:
+        """Logits after the tokens at `last`, (B, V), float32 on the CPU; only ids that the tokenizer knows."""
+        weight = self.model.tok_embeddings.weight
+        hidden_1ND = self.model.hidden(torch.tensor([tokens], device=weight.device), cache=self._cache)
+        logits_BV = self.model.output(hidden_1ND[0, last])
+        return logits_BV.float()[:, : self.tokenizer.vocab_size].cpu()
+
+    def _admit(self) -> None:
+        """Take in those that wait, in their order, as far as rows and memory go."""
+        while self._waiting and len(self._live) < self.max_batch:
+            request = self._waiting[0]
+            known = len(self.blocks.known(request.prompt)) * BLOCK
+            nearest = max(self._live, key=lambda live: live.common(request.prompt), default=None)
+            if nearest and not nearest.ready:
+                soon = min(nearest.common(request.prompt), len(request.prompt) - 1)
+                if soon - max(known, nearest.done) >= WORTH_WAITING:
+                    return  # what it begins with is being computed: soon it is known
+            table = self.blocks.admit(request.prompt, _most(request))
+            if table is None:
+                return
+            self._waiting.popleft()
+            live = _Live(request, table, known)
+            if nearest:
+                self._copy_tail(nearest, live)
+            self._live.append(live)
+
+    def _copy_tail(self, source: _Live, live: _Live) -> None:
+        """Copy what another has computed of the block in which the two part ways, if that is the next one."""
+        common = min(source.common(live.request.prompt), source.done, len(live.request.prompt) - 1)
+        if live.done < common < live.done + BLOCK and self._cache is not None:
+            live.table.grow(common)
+            at = live.done // BLOCK
+            self._cache.copy(source.table.blocks[at], live.table.blocks[at], common - live.done)
+            live.done = common
 
 
-def _take(requests: list[Request], logits_BV: Tensor) -> None:
-    """Draw the next token of each request from its row of logits, float32 on the CPU."""
+@dataclass(eq=False)
+class _Live:
+    """A request that was admitted. The keys and values of its first `done` tokens are in the cache."""
+
+    request: Request
+    table: Table
+    done: int
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.request.ids)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all but its last token are computed, so that it decodes."""
+        return self.done == self.length - 1
+
+    def tokens(self, end: int) -> list[int]:
+        """Those from `done` on, up to `end`."""
+        size = len(self.request.prompt)
+        return self.request.prompt[self.done : end] + self.request.ids[max(0, self.done - size) : max(0, end - size)]
+
+    def common(self, prompt: list[int]) -> int:
+        """How many of its prompt's tokens another prompt begins with."""
+        mine = self.request.prompt
+        if mine == prompt:
+            return len(mine)
+        return next(
+            (at for at, (x, y) in enumerate(zip(mine, prompt, strict=False)) if x != y), min(len(mine), len(prompt))
+        )
+
+
+def _plan(live: list[_Live]) -> tuple[list[tuple[_Live, int]], list[tuple[_Live, int]]]:
+    """What a step computes, up to which token of each: those that decode, by their blocks, and parts of prompts."""
+    decoding = sorted((one for one in live if one.ready and one.done), key=lambda one: one.table.blocks)
+    left = max(1, PREFILL_TOKENS - len(decoding))
+    reading = []
+    for one in live:
+        if not (one.ready and one.done) and left > 0:
+            end = min(one.length, one.done + left)
+            reading.append((one, end))
+            left -= end - one.done
+    return [(one, one.length) for one in decoding], reading
+
+
+def _most(request: Request) -> int:
+    """How many tokens a request may hold at most: its last is never computed."""
+    return max(len(request.prompt), len(request.prompt) + request.limit - 1)
+
+
+def take(requests: list[Request], logits_BV: Tensor) -> None:
+    """Draw the next token of each request from its row of logits, float32 on the CPU; what fails is its request's."""
     totals_B = logits_BV.logsumexp(-1)
-    allowed_BV = logits_BV
-    if any(request.grammar for request in requests):
-        allowed_BV = logits_BV.clone()
+    allowed_BV = logits_BV.clone() if any(request.grammar for request in requests) else logits_BV
     for row, request in enumerate(requests):
         if not totals_B[row].isfinite():
-            raise HerdError(
-                f"prompt {request.index}: the model's logits are not numbers (NaN or infinite): "
-                "its weights are damaged or its training diverged"
+            request.fail(
+                "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
             )
-        request.forbid(allowed_BV[row])
+            continue
+        with request.failing():
+            request.forbid(allowed_BV[row])
     tokens = allowed_BV.argmax(-1).tolist()
     for row, request in enumerate(requests):
-        if request.sampling.temperature > 0:
+        if request.open and request.sampling.temperature > 0:
             tokens[row] = draw(allowed_BV[row], request.sampling, request.stream)
     logprobs = (logits_BV.gather(1, torch.tensor(tokens)[:, None])[:, 0] - totals_B).tolist()
     for request, token, logprob in zip(requests, tokens, logprobs, strict=True):
-        request.take(token, logprob)
-
-
-class _Rows:
-    """The network's side of a batch: keys and values of the live rows, and of the last beginning that prompts share."""
-
-    def __init__(self, model: Transformer, vocab_size: int, rows: int) -> None:
-        self._model, self._vocab_size = model, vocab_size
-        self._weight = model.tok_embeddings.weight
-        self._rows, self._trunk = self._cache(rows), self._cache(1)
-        self._rows.used = []
-        self._prompt: list[int] = []  # what the trunk holds
-
-    def add(self, prompts: list[list[int]]) -> Tensor:
-        """New last rows that hold these prompts, which are sorted; logits after each, (B, V).
-
-        The last `own` tokens of every prompt are computed in the rows, together; what is before them in the trunk.
-        """
-        first, own = len(self._rows.used), _own_tokens(prompts, PREFILL_TOKENS // len(prompts))
-        self._rows.reserve(_blocks(max(map(len, prompts)) + 1))
-        for prompt in prompts:
-            kept = len(prompt) - own
-            self._fill_trunk(prompt[:kept])
-            self._rows.add_row(self._trunk, kept)
-        fresh = self._rows.tail(first)
-        hidden_BTD = self._hidden([prompt[len(prompt) - own :] for prompt in prompts], fresh)
-        self._rows.used[first:] = fresh.used
-        return self._logits(hidden_BTD)
-
-    def _fill_trunk(self, tokens: list[int]) -> None:
-        """Have the trunk begin with these tokens."""
-        shared = _common(self._prompt, tokens)
-        if shared < len(tokens):
-            self._prompt, self._trunk.used = tokens, [shared]
-            self._trunk.reserve(_blocks(len(tokens)))
-            for at in range(shared, len(tokens), PREFILL_TOKENS):
-                self._hidden([tokens[at : at + PREFILL_TOKENS]], self._trunk)
-
-    def step(self, tokens: list[int]) -> Tensor:
-        """Add one token to each row; logits after them, (B, V)."""
-        self._rows.reserve(_blocks(max(self._rows.used) + 1))
-        return self._logits(self._hidden([[token] for token in tokens], self._rows))
-
-    def drop(self, row: int) -> None:
-        self._rows.drop_row(row)
-
-    def _cache(self, rows: int) -> KVCache:
-        return KVCache(self._model.config, rows, 0, self._weight.dtype, self._weight.device)
-
-    @torch.inference_mode()
-    def _hidden(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
-        return self._model.hidden(torch.tensor(tokens, device=self._weight.device), cache=cache)
-
-    @torch.inference_mode()
-    def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits after the last token, (B, V), float32 on the CPU; only ids that the tokenizer knows."""
-        return self._model.output(hidden_BTD[:, -1]).float()[:, : self._vocab_size].cpu()
-
-
-def _own_tokens(prompts: list[list[int]], most: int) -> int:
-    """How many tokens at the end of each prompt to compute apart from the others': at least one, and in all prompts.
-
-    Enough for what a prompt shares with neither neighbour; where that is over `most`, only its last token counts.
-    """
-    shared = [0, *(_common(a, b) for a, b in pairwise(prompts)), 0]
-    own = [max(1, len(prompt) - max(shared[at : at + 2])) for at, prompt in enumerate(prompts)]
-    return min(max(count if count <= most else 1 for count in own), min(map(len, prompts)))
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """Length of the common beginning."""
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _blocks(tokens: int) -> int:
-    """The length of whole cache blocks that holds so many tokens."""
-    return -(-tokens // CACHE_BLOCK) * CACHE_BLOCK
+        if request.open:
+            with request.failing():
+                request.take(token, logprob)

@@ -36,20 +36,36 @@ class Request:
         self.logprobs: list[float] = []
         self.text = ""
         self.reason: StopReason | None = "context" if self.limit == 0 else None
+        self.error: str | None = None
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # holds back an unfinished character
         self._held = ""  # the possible beginning of a stop string
+
+    @property
+    def open(self) -> bool:
+        """Whether it goes on."""
+        return self.reason is None and self.error is None
+
+    def fail(self, why: str) -> None:
+        """End it with an error."""
+        self.error = f"prompt {self.index}: {why}"
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """A HerdError inside ends this request and nothing else."""
+        try:
+            yield
+        except HerdError as error:
+            self.fail(str(error))
 
     def forbid(self, logits_V: Tensor) -> None:
         """Set the logits of tokens that the grammar forbids here to -inf, in place."""
         if self.grammar is not None:
-            with self._named():
-                logits_V.masked_fill_(~self.grammar.allowed(), -torch.inf)
+            logits_V.masked_fill_(~self.grammar.allowed(), -torch.inf)
 
     def take(self, token: int, logprob: float) -> None:
         """Add a drawn token; sets `reason` where it is the last one."""
         if self.grammar is not None:
-            with self._named():
-                self.grammar.take(token)
+            self.grammar.take(token)
         self.ids.append(token)
         self.logprobs.append(logprob)
         if token in self.tokenizer.stop_ids:
@@ -62,14 +78,6 @@ class Request:
     def completion(self) -> Completion:
         assert self.reason is not None, "asked for before the request ended"
         return Completion(self.text, tuple(self.ids), tuple(self.logprobs), self.reason)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """An error inside names the prompt."""
-        try:
-            yield
-        except HerdError as error:
-            raise HerdError(f"prompt {self.index}: {error}") from None
 
     def _add(self, text: str) -> None:
         self._held += text

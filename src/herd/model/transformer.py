@@ -2,8 +2,7 @@
 
 Weight names are Meta's. No parallel code lives here; `train/parallel/` applies it from outside.
 
-Shape suffixes: B batch, T tokens, D model dim, H heads, K key-value heads, E head dim, F ffn dim, V vocabulary,
-S tokens in the cache.
+Shape suffixes: B batch, T tokens, D model dim, H heads, K key-value heads, E head dim, F ffn dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from herd.model import fused
 from herd.model.attention import attend
-from herd.model.cache import KVCache
+from herd.model.cache import PagedCache
 from herd.model.config import ModelConfig
 from herd.model.rope import rotary_frequencies, rotary_table, rotate
 
@@ -45,7 +44,9 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: PagedCache | None
+    ) -> Tensor:
         weights = (self.wq.weight, self.wk.weight, self.wv.weight)
         if fused.applies(x_BTD, *weights):
             q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in fused.project(x_BTD, weights))
@@ -55,9 +56,8 @@ class Attention(nn.Module):
             k_BTKE = rotate(self.wk(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim)), *rope)
             v_BTKE = self.wv(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim))
             q, k, v = (t.transpose(1, 2) for t in (q_BTHE, k_BTKE, v_BTKE))
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(-2))
+        mixed = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v)
+        return self.wo(mixed.transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -82,7 +82,9 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: PagedCache | None
+    ) -> Tensor:
         h_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope, mask, cache)
         return h_BTD + self.feed_forward(self.ffn_norm(h_BTD))
 
@@ -109,23 +111,21 @@ class Transformer(nn.Module):
         self._cos_TF, self._sin_TF = self._cos_TF.to(device), self._sin_TF.to(device)
         return self
 
-    def forward(self, tokens_BT: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, mask: Tensor | None = None, cache: PagedCache | None = None) -> Tensor:
         logits_BTV = self.output(self.hidden(tokens_BT, mask, cache))
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
-    def hidden(self, tokens_BT: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Normalised state before the output head, (B, T, D). With a cache, tokens continue what its rows hold.
+    def hidden(self, tokens_BT: Tensor, mask: Tensor | None = None, cache: PagedCache | None = None) -> Tensor:
+        """Normalised state before the output head, (B, T, D). Raises ValueError past the context length.
 
-        A `mask` given with a cache replaces the cache's own. Raises ValueError past the context length.
+        With a cache, the tokens are those of the pass that it was begun for, (1, N), and it masks by itself.
         """
-        held = max(cache.used) if cache is not None else 0
-        end = held + tokens_BT.shape[1]
+        if cache is not None and mask is not None:
+            raise ValueError("a mask and a cache: the cache masks by itself")
+        end = tokens_BT.shape[1] if cache is None else cache.end
         if end > self.config.context:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.context}")
-        positions: slice | Tensor = slice(0, end)
-        if cache is not None:
-            positions, rows_mask = cache.extend(tokens_BT.shape[1])
-            mask = rows_mask if mask is None else mask
+        positions = slice(0, end) if cache is None else cache.positions
         rope = (self._cos_TF[positions], self._sin_TF[positions])
         h_BTD = self.tok_embeddings(tokens_BT)
         for block in self.layers:
