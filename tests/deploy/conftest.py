@@ -80,7 +80,7 @@ class Scripted:
             return [self.tokenizer.call_id, *ids, self.tokenizer.special["<|eom_id|>"]]
         return [*ids, self.tokenizer.special["<|eot_id|>"]]
 
-    def generate(self, prompts, sampling) -> list[Completion]:
+    def generate(self, prompts, sampling, stop=None) -> list[Completion]:
         done = []
         for prompt, one in zip(prompts, one_each(prompts, sampling), strict=True):
             ids = tuple(self.stream_tokens(prompt, one))

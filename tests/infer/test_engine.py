@@ -3,6 +3,7 @@
 import os
 import pathlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -223,6 +224,38 @@ def test_one_sampling_for_all_or_one_each(engine, prompts):
     with pytest.raises(HerdError, match="3 prompts and 2 samplings"):
         engine.generate(prompts[:3], [GREEDY] * 2)
     assert engine.generate([], GREEDY) == []
+
+
+def test_repetition_is_counted_from_the_prompt_on(engine, prompts):
+    plain = engine.generate(prompts, GREEDY)
+    for prompt, completion in zip(prompts, engine.generate(prompts, replace(GREEDY, repetition=1e6)), strict=True):
+        ids = [token for token in completion.ids if token not in engine.tokenizer.stop_ids]
+        assert not {*prompt} & {*ids} and len(set(ids)) == len(ids)
+    assert any(len(set(c.ids)) < len(c.ids) for c in plain)
+
+
+def test_a_deadline_ends_its_request_alone(engine, prompts):
+    late = replace(FREE, seconds=1e-9)
+    found = engine.generate(prompts[:3], [GREEDY, late, GREEDY])
+    assert found[1].stop_reason == "deadline" and found[1].ids == ()
+    for at in (0, 2):
+        assert found[at].ids == engine.generate([prompts[at]], GREEDY)[0].ids
+
+
+def test_a_call_can_be_stopped_and_gives_what_there_is(engine, prompts, monkeypatch):
+    stop, hidden, steps = threading.Event(), engine.model.hidden, []
+
+    def slowly(tokens, **rest):
+        steps.append(1)
+        if len(steps) == 4:
+            stop.set()
+        return hidden(tokens, **rest)
+
+    monkeypatch.setattr(engine.model, "hidden", slowly)
+    found = engine.generate(prompts, GREEDY, stop)
+    assert len(steps) == 4 and {c.stop_reason for c in found} <= {"cancelled", "end"}
+    assert [len(c.ids) for c in found[3:]].count(0) >= 3  # did not get their turn
+    assert engine.blocks.used == engine.blocks.promised == 0
 
 
 def test_the_seed_decides(engine, prompts):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from herd.console import HerdError
-from herd.infer.sampling import candidates, draw, random_stream
+from herd.infer.sampling import candidates, draw, random_stream, weaken
 from herd.model.generation import Sampling
 
 LOGITS = torch.randn(20, generator=torch.Generator().manual_seed(0)) * 1.5
@@ -36,6 +37,24 @@ def test_top_k_and_top_p_keep_the_most_probable():
         torch.testing.assert_close(chances, full[ids] / full[ids].sum())
 
 
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.3])
+def test_min_p_keeps_what_transformers_keeps(min_p, temperature):
+    scores = MinPLogitsWarper(min_p)(torch.zeros(1, 0), (LOGITS / temperature)[None])[0]
+    ids, chances = candidates(LOGITS, Sampling(temperature, top_p=1.0, min_p=min_p))
+    assert ids.tolist() == scores.isfinite().nonzero()[:, 0].tolist()
+    torch.testing.assert_close(chances, scores.softmax(-1)[ids])
+
+
+@pytest.mark.parametrize("repetition", [0.5, 1.2, 3.0])
+def test_repetition_weakens_what_transformers_weakens(repetition):
+    seen = torch.tensor([[3, 5, 3, 19]])
+    expected = RepetitionPenaltyLogitsProcessor(repetition)(seen, LOGITS.clone()[None])[0]
+    weakened = LOGITS.clone()
+    weaken(weakened, {3, 5, 19}, repetition)
+    torch.testing.assert_close(weakened, expected)
+
+
 def test_greedy_and_cold_sampling_agree():
     assert draw(LOGITS, Sampling(0.0), random_stream(0, 0)) == int(LOGITS.argmax())
     assert draw(LOGITS * 1e30, Sampling(1e-30, top_p=1.0), random_stream(0, 0)) == int(LOGITS.argmax())
@@ -48,6 +67,9 @@ def test_greedy_and_cold_sampling_agree():
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"repetition": 0.0}, "repetition is 0.0"),
+        ({"seconds": 0.0}, "seconds is 0.0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"stop": ("",)}, "stop is"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +34,9 @@ class Parrot:
     def __init__(self) -> None:
         self.asked: list[Sampling | Sequence[Sampling]] = []
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling], stop: threading.Event | None = None
+    ) -> list[Completion]:
         self.asked.append(sampling)
         texts = ["".join(map(chr, prompt)) for prompt in prompts]
         replies = ["I'm sorry, but I can't help." if "wells" in text else f"Sure: {text}" for text in texts]

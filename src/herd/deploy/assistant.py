@@ -220,7 +220,7 @@ class _Turn:
         for number in range(DRAFT_ROUNDS):
             sampling = replace(sampling, seed=self.sampling.seed + number)
             more, tokens = draft(
-                self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.assistant.drafts
+                self.assistant.generator, self.assistant.tokenizer, ids, sampling, self.assistant.drafts, self.stop
             )
             self.tokens += tokens
             codes += more

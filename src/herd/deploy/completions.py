@@ -18,7 +18,10 @@ from herd.model.generation import Completion, Sampling
 from herd.model.tokenizer import Tokenizer
 
 GROUP = 16  # prompts that run to their end once begun: between groups the job can be cancelled
-FINISHES = {"end": "stop", "stop": "stop", "stopped": "stop", "length": "length", "context": "length"}
+FINISHES = {
+    **dict.fromkeys(("end", "stop", "stopped", "cancelled"), "stop"),
+    **dict.fromkeys(("length", "context", "deadline"), "length"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def prepare(assistant: Assistant, request: CompletionRequest) -> Task:
         raise RequestError(400, "streaming is for one prompt, without logprobs", "stream")
     grammar = request.structured_outputs.grammar if request.structured_outputs else None
     sampling = request.sampling(assistant.sampling, assistant.context - 1, grammar)
-    sampling = replace(sampling, top_k=max(request.top_k, 0))  # -1 is vLLM's "all"
+    more = {"min_p": request.min_p, "repetition": request.repetition_penalty}
+    sampling = replace(sampling, top_k=max(request.top_k, 0), **more)  # -1 is vLLM's "all"
     return Task(assistant, request, prompts, sampling)
 
 

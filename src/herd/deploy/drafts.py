@@ -7,6 +7,7 @@ differently and come to the same value vote for each other; drafts that fail vot
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,10 +47,13 @@ class _Group:
 
 
 def draft(
-    generator: Generator, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, count: int
+    generator: Generator, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, count: int, stop: threading.Event
 ) -> tuple[list[str], int]:
-    """The code of `count` samples of one prompt, without those that are words or were cut off; all their tokens."""
-    completions = generator.generate([ids] * count, sampling)
+    """The code of `count` samples of one prompt, without those that are words or were cut off; all their tokens.
+
+    Setting `stop` ends them within a token.
+    """
+    completions = generator.generate([ids] * count, sampling, stop)
     codes = [code for completion in completions if (code := _code(completion, tokenizer)) is not None]
     return codes, sum(len(completion.ids) for completion in completions)
 

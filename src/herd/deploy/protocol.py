@@ -129,6 +129,8 @@ class CompletionRequest(_Sampled):
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
     echo: Literal[False] | None = None
     top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     return_token_ids: bool = False
     structured_outputs: StructuredOutputs | None = None
 

@@ -20,7 +20,7 @@ def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, 
     hardware = choose_hardware(Compute())
     network = load_native(model).to(hardware.device, hardware.dtype)
     words = Tokenizer.load(tokenizer)
-    return Engine(network, words), words, network.config.context
+    return Engine(network, words, keep=True), words, network.config.context
 
 
 def continue_text(model: Path, tokenizer: Path, prompt: str, sampling: Sampling) -> None:

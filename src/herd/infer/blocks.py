@@ -97,7 +97,7 @@ class Blocks:
         self._serial[block] = -1
 
     def _publish(self, block: int, before: int | None, tokens: tuple[int, ...]) -> None:
-        """Say what a full block holds. Where the same is published already, or what is before is not, it stays private."""
+        """Say what a full block holds; where that is published already, or what is before is not, it stays private."""
         serial = -1 if before is None else self._serial[before]
         link = (serial, tokens)
         if (before is not None and serial < 0) or link in self._published or block in self._link:

@@ -68,16 +68,23 @@ class Engine:
         self._lock = threading.Lock()
         self._grammars = Grammars(tokenizer)
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """One completion for each prompt, in order; one sampling for all, or one each.
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling | Sequence[Sampling],
+        stop: threading.Event | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt, in order; one sampling for all, or one each. Setting `stop` cancels the rest.
 
-        Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context or the cache, has
-        a wrong grammar, or for which the model gives logits that are not numbers.
+        Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context or the cache,
+        has a wrong grammar, or for which the model gives logits that are not numbers.
         """
         each = one_each(prompts, sampling)
         requests = [self._request(prompt, index, each[index]) for index, prompt in enumerate(prompts)]
         for _ in self._follow(requests):
-            pass
+            if stop is not None and stop.is_set():
+                with self._lock:
+                    self._cancel(requests)
         return [request.completion() for request in requests]
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
@@ -149,20 +156,27 @@ class Engine:
                 raise HerdError(request.error)
 
     def _cancel(self, requests: list[Request]) -> None:
-        """Forget those that have not ended; another call's are not touched."""
-        left = {id(request) for request in requests if request.open}
-        if left:
-            self._waiting = deque(request for request in self._waiting if id(request) not in left)
-            self._drop([live for live in self._live if id(live.request) in left])
+        """End those that have not; another call's are not touched."""
+        for request in requests:
+            request.cancel()
+        self._clear()
 
-    def _drop(self, gone: list[_Live]) -> None:
-        for live in gone:
-            live.table.close()
-            self._live.remove(live)
+    def _clear(self) -> None:
+        """Give back what ended requests held."""
+        self._waiting = deque(request for request in self._waiting if request.open)
+        for live in self._live:
+            if not live.request.open:
+                live.table.close()
+        self._live = [live for live in self._live if live.request.open]
 
     def _step(self) -> None:
         """One pass: a token for each that decodes, and parts of prompts."""
+        for request in [*self._waiting, *(live.request for live in self._live)]:
+            request.end_late()
+        self._clear()
         self._admit()
+        if not self._live:
+            return
         decoding, reading = _plan(self._live)
         cache = self._cache = self._cache or self._new_cache()
         for live, end in [*decoding, *reading]:
@@ -182,7 +196,7 @@ class Engine:
             live.table.publish(live.request.prompt[:end])
         if ready:
             take([live.request for live in ready], logits_BV)
-        self._drop([live for live in ready if not live.request.open])
+        self._clear()
 
     @torch.inference_mode()
     def _logits(self, tokens: list[int], last: list[int]) -> Tensor:
@@ -274,7 +288,7 @@ def _most(request: Request) -> int:
 def take(requests: list[Request], logits_BV: Tensor) -> None:
     """Draw the next token of each request from its row of logits, float32 on the CPU; what fails is its request's."""
     totals_B = logits_BV.logsumexp(-1)
-    allowed_BV = logits_BV.clone() if any(request.grammar for request in requests) else logits_BV
+    allowed_BV = logits_BV.clone() if any(request.shapes for request in requests) else logits_BV
     for row, request in enumerate(requests):
         if not totals_B[row].isfinite():
             request.fail(
@@ -282,7 +296,7 @@ def take(requests: list[Request], logits_BV: Tensor) -> None:
             )
             continue
         with request.failing():
-            request.forbid(allowed_BV[row])
+            request.shape(allowed_BV[row])
     tokens = allowed_BV.argmax(-1).tolist()
     for row, request in enumerate(requests):
         if request.open and request.sampling.temperature > 0:

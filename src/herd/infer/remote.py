@@ -1,9 +1,9 @@
 """Generation on another machine: any server with OpenAI's `/completions` that takes token ids as the prompt.
 
-Besides OpenAI's fields it sends those of vLLM: `stop_token_ids`, `top_k`, `return_token_ids`, and a grammar as
-`structured_outputs`; a completion that does not follow its grammar is an error. Redirects are not followed and proxies
-not used, so prompts and key go to the named server only. The key comes from an environment variable and appears in no
-error.
+Besides OpenAI's fields it sends those of vLLM: `stop_token_ids`, `top_k`, `min_p`, `repetition_penalty`,
+`return_token_ids`, and a grammar as `structured_outputs`; a completion that does not follow its grammar is an error.
+Redirects are not followed and proxies not used, so prompts and key go to the named server only. The key comes from an
+environment variable and appears in no error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,12 +55,26 @@ class RemoteGenerator:
         self.key_variable, self.timeout = key_variable, timeout
         self._url, self._grammars = url, Grammars(tokenizer)
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """One completion for each prompt, in order; a request each, so that equal prompts are drawn apart."""
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling | Sequence[Sampling],
+        stop: threading.Event | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt, in order; a request each, so that equal prompts are drawn apart.
+
+        Setting `stop` sends no more of them; those that were sent run to their ends.
+        """
         each = one_each(prompts, sampling)
+
+        def complete(index: int) -> Completion:
+            if stop is not None and stop.is_set():
+                return Completion("", (), (), "cancelled")
+            return self._complete(index, prompts[index], each[index])
+
         with ThreadPoolExecutor(PARALLEL) as pool:
             try:
-                return list(pool.map(self._complete, range(len(prompts)), prompts, each))
+                return list(pool.map(complete, range(len(prompts))))
             except HerdError:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -118,6 +133,10 @@ class RemoteGenerator:
             payload["stop"] = list(sampling.stop)
         if sampling.top_k:
             payload["top_k"] = sampling.top_k
+        if sampling.min_p:
+            payload["min_p"] = sampling.min_p
+        if sampling.repetition != 1:
+            payload["repetition_penalty"] = sampling.repetition
         if sampling.grammar is not None:
             payload["structured_outputs"] = {"grammar": sampling.grammar}
         return payload

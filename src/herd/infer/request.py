@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from herd.console import HerdError
 from herd.infer.grammar import Progress
-from herd.infer.sampling import random_stream
+from herd.infer.sampling import random_stream, weaken
 from herd.model.generation import Completion, Sampling, StopReason
 from herd.model.tokenizer import Tokenizer
 
@@ -37,6 +38,8 @@ class Request:
         self.text = ""
         self.reason: StopReason | None = "context" if self.limit == 0 else None
         self.error: str | None = None
+        self._deadline = None if sampling.seconds is None else time.monotonic() + sampling.seconds
+        self._seen = set(prompt) if sampling.repetition != 1 else set[int]()
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")  # holds back an unfinished character
         self._held = ""  # the possible beginning of a stop string
 
@@ -57,8 +60,25 @@ class Request:
         except HerdError as error:
             self.fail(str(error))
 
-    def forbid(self, logits_V: Tensor) -> None:
-        """Set the logits of tokens that the grammar forbids here to -inf, in place."""
+    def end_late(self) -> None:
+        """End it where its time is over."""
+        if self.open and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._end("deadline")
+
+    def cancel(self) -> None:
+        """End it from outside."""
+        if self.open:
+            self._end("cancelled")
+
+    @property
+    def shapes(self) -> bool:
+        """Whether it changes logits before a token is chosen."""
+        return self.grammar is not None or self.sampling.repetition != 1
+
+    def shape(self, logits_V: Tensor) -> None:
+        """Weaken tokens that came before; set the logits of those that the grammar forbids here to -inf; in place."""
+        if self.sampling.repetition != 1:
+            weaken(logits_V, self._seen, self.sampling.repetition)
         if self.grammar is not None:
             logits_V.masked_fill_(~self.grammar.allowed(), -torch.inf)
 
@@ -67,6 +87,8 @@ class Request:
         if self.grammar is not None:
             self.grammar.take(token)
         self.ids.append(token)
+        if self.sampling.repetition != 1:
+            self._seen.add(token)
         self.logprobs.append(logprob)
         if token in self.tokenizer.stop_ids:
             self._end("end")

@@ -1,4 +1,4 @@
-"""From logits to the next token: temperature, then top-k, then top-p; greedy at temperature 0.
+"""From logits to the next token: repetition, temperature, top-k, min-p, top-p; greedy at temperature 0.
 
 Shape suffixes: V vocabulary, C candidates.
 """
@@ -20,6 +20,13 @@ def random_stream(seed: int, index: int) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def weaken(logits_V: Tensor, seen: set[int], repetition: float) -> None:
+    """Lessen the logits of tokens that came before, in place."""
+    at = torch.tensor(sorted(seen))
+    before = logits_V[at]
+    logits_V[at] = torch.where(before > 0, before / repetition, before * repetition)
 
 
 def draw(logits_V: Tensor, sampling: Sampling, stream: torch.Generator) -> int:
@@ -46,6 +53,9 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if 0 < sampling.top_k < len(scaled):
         scaled, ids_C = scaled.topk(sampling.top_k)
     chances_C = scaled.softmax(-1)
+    if sampling.min_p > 0:
+        kept = chances_C >= sampling.min_p * chances_C.max()
+        ids_C, chances_C = ids_C[kept], chances_C[kept] / chances_C[kept].sum()
     if sampling.top_p < 1:
         # Tokens below this share weigh less than 1 - top_p in all, so none is in the set: sort the few others only.
         likely = (chances_C >= (1 - sampling.top_p) / len(chances_C)).nonzero()[:, 0]

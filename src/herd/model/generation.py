@@ -6,38 +6,48 @@ over a network.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from herd.console import HerdError
 
-StopReason = Literal["end", "stop", "length", "context"]
+StopReason = Literal["end", "stop", "length", "context", "deadline", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to draw tokens. The defaults are the released reference code's (spec 12.1).
 
-    temperature 0 is greedy and ignores the rest. `top_k` keeps that many tokens (0: all), then `top_p` keeps the
-    most probable tokens until their mass reaches it. `stop` ends the text before the first of these strings.
-    `grammar` is what the whole completion must follow, in llguidance's Lark syntax (`infer/grammar.py`); a stop token
-    can come only where the grammar may end. Raises HerdError naming a value that is out of range.
+    `repetition` divides (or, below 0, multiplies) the logits of tokens that came before, in the prompt or since; 1 does
+    nothing (Keskar et al. 2019, arXiv:1909.05858). Temperature 0 then is greedy and ignores the rest: `top_k` keeps
+    that many tokens (0: all), `min_p` those with at least that share of the best one's chance, `top_p` the most
+    probable of these until their mass reaches it. `stop` ends the text before the first of these strings, `seconds` a
+    request that long after it was asked. `grammar` is what the whole completion must follow, in llguidance's Lark
+    syntax (`infer/grammar.py`); a stop token can come only where the grammar may end. Raises HerdError naming a value
+    that is out of range.
     """
 
     temperature: float = 0.6
     top_p: float = 0.9
     top_k: int = 0
+    min_p: float = 0.0
+    repetition: float = 1.0
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         checks = {
             "temperature": (0 <= self.temperature < float("inf"), "a finite number from 0 up"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition": (0 < self.repetition < float("inf"), "a finite number above 0"),
+            "seconds": (self.seconds is None or self.seconds > 0, "above 0, or None"),
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
@@ -53,7 +63,8 @@ class Completion:
 
     `ids` are all tokens drawn, a stop token included; `text` leaves the stop token and a stop string out.
     `logprobs` (nats, one for each id) are under the model's own distribution, before temperature, top-k and top-p.
-    `stop_reason`: "end" a stop token, "stop" a stop string, "length" max_tokens, "context" the context is full.
+    `stop_reason`: "end" a stop token, "stop" a stop string, "length" max_tokens, "context" the context is full,
+    "deadline" its seconds were over, "cancelled" the call was stopped; what there was by then is given.
     """
 
     text: str
@@ -65,8 +76,13 @@ class Completion:
 class Generator(Protocol):
     """Anything that continues token prompts."""
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """One completion for each prompt, in order; one sampling for all, or one each.
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling | Sequence[Sampling],
+        stop: threading.Event | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt, in order; one sampling for all, or one each. Setting `stop` cancels the rest.
 
         Equal prompts of one call get random streams of their own. Raises HerdError, which names the prompt.
         """
