@@ -1,4 +1,4 @@
-"""A thousand requests of all kinds through a small cache: each ends with a reason, nothing leaks, none is passed over."""
+"""A thousand requests of all kinds through a small cache: each ends with a reason, nothing leaks, all get their turn."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from herd.console import HerdError
 from herd.infer.blocks import BLOCK, blocks_for
 from herd.infer.engine import Engine
+from herd.model.config import ModelConfig
 from herd.model.generation import Sampling
+from herd.model.transformer import Transformer
 
 COUNT, OPEN_AT_ONCE, CACHE_BLOCKS = 1_000, 24, 7
 
@@ -85,18 +88,15 @@ def test_a_thousand_requests(engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
         assert tuple(texts[number]) == (alone[: len(texts[number])] if request.reason == "deadline" else alone)
 
 
-def test_one_bad_request_harms_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_request_harms_no_other(tokenizer) -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(1, 16, 2, 1, 16, 400, 8, 64)).requires_grad_(False)
+    model.tok_embeddings.weight[77] = float("nan")
+    engine = Engine(model, tokenizer)
     expected = engine.generate([[5, 6]], Sampling(0.0, max_tokens=20))[0].ids
     good = engine.stream_tokens([5, 6], Sampling(0.0, max_tokens=20))
-    found = [next(good)]
-    damaged = engine.model.tok_embeddings.weight[77].clone()
-    engine.model.tok_embeddings.weight.data[77] = float("nan")
-    output = engine.model.output.weight.data.clone()
-    try:
-        with pytest.raises(HerdError, match="prompt 0: the model's logits are not numbers"):
-            engine.generate([[77]], Sampling(0.0))
-    finally:
-        engine.model.tok_embeddings.weight.data[77] = damaged
-    assert output is not None
-    found += list(good)
-    assert found[0] == expected[0] and len(found) >= 1
+    first = next(good)
+    with pytest.raises(HerdError, match="prompt 1: the model's logits are not numbers"):
+        engine.generate([[7], [77]], Sampling(0.0, max_tokens=50))
+    assert (first, *good) == expected and len(expected) > 4
+    assert engine.blocks.used == engine.blocks.promised == 0
