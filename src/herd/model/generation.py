@@ -32,12 +32,12 @@ class Sampling:
     temperature: float = 0.6
     top_p: float = 0.9
     top_k: int = 0
-    min_p: float = 0.0
-    repetition: float = 1.0
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    min_p: float = 0.0
+    repetition: float = 1.0
     seconds: float | None = None
 
     def __post_init__(self) -> None:
