@@ -46,7 +46,7 @@ def main() -> None:
     pythons = {
         "ours": Path(sys.executable),
         "huggingface": peer("huggingface", ["transformers"]),
-        "llamacpp": peer("llamacpp", ["xllamacpp"]),
+        "llamacpp": peer("xllamacpp", ["xllamacpp"]),
     }
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
