@@ -8,7 +8,6 @@ between drafts and for warning a person: a synonym looks like a gap, and code wi
 from __future__ import annotations
 
 import ast
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -131,9 +130,10 @@ def _left_out(asked: _Words, code: _Code, facts: TableFacts) -> Iterator[str]:
             continue
         yield f"the question names {name!r}, the code does not"
     held = code.numbers | {number for text in code.strings for number in _words(text).numbers}
-    left = [word for index, word in enumerate(asked.words) if index not in taken and word[0].isdecimal()]
-    for number in sorted(set(map(float, left))):
-        if not any(_close(number * scale, other) for scale in SCALES for other in held):
+    left = _Words(tuple(word for index, word in enumerate(asked.words) if index not in taken), ())
+    for number in sorted(left.numbers):
+        digits = f"{number:g}" in left.words
+        if digits and not any(_close(number * scale, other) for scale in SCALES for other in held):
             yield f"the question says {number:g}, the code does not"
 
 
@@ -171,4 +171,4 @@ def _no_such_value(code: _Code, facts: TableFacts) -> Iterator[str]:
 
 
 def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+    return abs(one - other) <= 1e-9 * max(1.0, abs(one))
