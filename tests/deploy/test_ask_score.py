@@ -62,7 +62,7 @@ def test_plain_questions_on_files_of_ones_own(name: str, assistant: Assistant, s
         print(f"\n{name}: {right} of {len(rows)} right")
         for row in rows:
             if name == "ask" and not row["right"]:
-                print(f"  wrong: {row['question']} {row['code']} -> {row['results']} {row['errors']}")
+                print(f"  wrong: {row['question']} {row['code']} -> {row['results']} {row['errors']} {row['notices']}")
     assert len(rows) == 30
     assert right >= 24 or name == "ask_b"  # the second set is printed beside the first, it is no bar
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from herd.evaluate.answers import is_right
-from herd.model.dialog import parse
-from herd.model.generation import Completion, Generator, Sampling
+from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.tools.sandbox import Result
+from herd.tools.turns import code_of
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,8 @@ def draft(
     Setting `stop` ends them within a token.
     """
     completions = generator.generate([ids] * count, sampling, stop)
-    codes = [code for completion in completions if (code := _code(completion, tokenizer)) is not None]
+    codes = [code for completion in completions if (code := code_of(completion, tokenizer)) is not None]
     return codes, sum(len(completion.ids) for completion in completions)
-
-
-def _code(completion: Completion, tokenizer: Tokenizer) -> str | None:
-    message = parse(completion.ids, tokenizer)
-    whole = completion.stop_reason in ("end", "stop") and len(message.calls) == 1
-    return message.calls[0].code if whole else None
 
 
 def choose(

@@ -19,15 +19,15 @@ from herd.evaluate.answers import TableQuestion, is_right, read_questions
 from herd.evidence import Claim, write_claims
 from herd.infer.engine import Engine
 from herd.intervals import wilson
-from herd.model.dialog import Dialog, Message, parse, prompt, to_openai
+from herd.model.dialog import Dialog, Message, prompt, to_openai
 from herd.model.formats.native import load_native
-from herd.model.generation import Completion, Generator, Sampling
+from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.posttrain.tuning import seed_of
 from herd.recipe import Compute, Section
 from herd.tools.prompts import system_prompt
 from herd.tools.sandbox import Backend, Sandbox
-from herd.tools.turns import grammar_of
+from herd.tools.turns import code_of, grammar_of
 from herd.train.hardware import choose_hardware
 from herd.train.workers import set_threads
 
@@ -102,12 +102,6 @@ def draw_samples(
                     rows.append({**row, "ids": list(completion.ids), "code": code, **judged[code]})
                 bar.update(index + 1, "")
     return rows
-
-
-def code_of(completion: Completion, tokenizer: Tokenizer) -> str | None:
-    """The code of a whole call; None for words, and for a call that was cut off."""
-    calls = parse(completion.ids, tokenizer).calls
-    return calls[0].code if calls and completion.stop_reason in ("end", "stop") else None
 
 
 def _judge(code: str | None, question: TableQuestion, sandbox: Sandbox, tables: Path) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def grammar_of(dialog: Dialog, facts: TableFacts, tokenizer: Tokenizer) -> str:
     return call_grammar([column.name for column in facts.columns], tokenizer.call_id, values)
 
 
+def code_of(completion: Completion, tokenizer: Tokenizer) -> str | None:
+    """The code of a whole call; None for words, and for a call that was cut off."""
+    calls = parse(completion.ids, tokenizer).calls
+    return calls[0].code if calls and completion.stop_reason in ("end", "stop") else None
+
+
 def take(episode: Episode, completion: Completion, tokenizer: Tokenizer, max_calls: int = MAX_CALLS) -> None:
     """Add a completion to an episode: words end it, a Python call is executed and its result added.
 

@@ -129,8 +129,14 @@ def read_huggingface(folder: Path) -> tuple[ModelConfig, Weights]:
 
 
 def huggingface_name(name: str) -> str:
-    """Their name of one of our tensors: layers.3.attention.wq.weight is model.layers.3.self_attn.q_proj.weight."""
-    layer, inner = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name).groups()  # type: ignore[union-attr]
+    """Their name of one of our tensors: layers.3.attention.wq.weight is model.layers.3.self_attn.q_proj.weight.
+
+    Raises ValueError for what is no tensor of ours.
+    """
+    found = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name)
+    if found is None or found[2] not in NAMES:
+        raise ValueError(f"{name!r} is no tensor of this network")
+    layer, inner = found.groups()
     return f"model.{layer}{NAMES[inner]}.weight" if layer else f"{NAMES[inner]}.weight"
 
 
