@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import random
 import threading
 from dataclasses import replace
 
@@ -337,3 +338,50 @@ def test_the_context_ends_a_text_and_a_longer_prompt_is_refused(engine, tokenize
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer):
     with pytest.raises(HerdError, match="tokenizer of 400 ids, model of 300 rows"):
         Engine(Transformer(ModelConfig(1, 8, 2, 1, 8, 300, 4, 16)), tokenizer)
+
+
+def test_log_probabilities_of_prompts_are_the_models(engine, tokenizer):
+    text = "def main(): return [value for value in range(10) if value]"
+    ids = tokenizer.encode(text, bos=True)[:40]
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([ids]))[0].log_softmax(-1)
+    wanted = logits[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    asked = Sampling(0.0, max_tokens=0, prompt_logprobs=True)
+    plain = Sampling(0.0, max_tokens=5)
+    scored, others = [], []
+    for one in engine.generate(
+        [ids, ids[:20], ids, ids[:1]], [asked, plain, replace(plain, prompt_logprobs=True), asked]
+    ):
+        (scored if one.prompt_logprobs else others).append(one)
+    for one in scored:
+        torch.testing.assert_close(torch.tensor(one.prompt_logprobs), wanted, atol=2e-5, rtol=0)
+    assert [len(one.ids) for one in scored] == [0, 5] and [one.stop_reason for one in scored] == ["length", "length"]
+    assert scored[1].ids == engine.generate([ids], plain)[0].ids
+    full = tokenizer.encode(text * 4, bos=True)[: engine.model.config.context]
+    (whole,) = engine.generate([full], asked)
+    assert len(whole.prompt_logprobs) == len(full) - 1 and whole.stop_reason == "length"
+    (whole,) = engine.generate([full], replace(plain, prompt_logprobs=True))
+    assert len(whole.prompt_logprobs) == len(full) - 1 and whole.stop_reason == "context"
+    assert others[0].ids == engine.generate([ids[:20]], plain)[0].ids and engine.blocks.used == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_fixed_shapes_company_changes_nothing_to_the_bit(dtype, tokenizer):
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(2, 96, 6, 2, 160, 400, 16, 700)).to(dtype).requires_grad_(False)
+    engine = Engine(model, tokenizer, max_batch=5, fixed_shapes=True)
+    stream = random.Random(0)
+    long = [stream.randrange(400) for _ in range(600)]
+    lengths = (1, 7, 257, 290, 290, 300, 513, 600, 33, 256, 512, 2)
+    prompts = [[*long[: length - 1], stream.randrange(400)] for length in lengths]
+    each = [Sampling(1.0, 1.0, max_tokens=stream.randint(1, 40), seed=3) for _ in prompts]
+    together = engine.generate(prompts, each)
+    alone = []
+    for index, (prompt, sampling) in enumerate(zip(prompts, each, strict=True)):
+        # the stream of random numbers follows from the index: the others end before they begin
+        company = [[1]] * index + [prompt]
+        alone.append(engine.generate(company, [Sampling(0.0, max_tokens=1)] * index + [sampling])[-1])
+    assert [(a.ids, a.logprobs) for a in together] == [(a.ids, a.logprobs) for a in alone]
+    again = engine.generate(prompts[::-1], Sampling(0.0, max_tokens=20))
+    for prompt, one in zip(prompts[::-1], again, strict=True):
+        assert engine.generate([prompt], Sampling(0.0, max_tokens=20))[0].logprobs == one.logprobs

@@ -1,4 +1,4 @@
-"""A thousand requests of all kinds through a small cache: each ends with a reason, nothing leaks, all get their turn."""
+"""A thousand requests of all kinds through a small cache: each ends with a reason, nothing leaks, none waits on."""
 
 from __future__ import annotations
 

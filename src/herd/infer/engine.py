@@ -4,7 +4,7 @@ Each step computes one more token of every request that decodes, and parts of th
 one pass (continuous batching, as vLLM does). Blocks that a prompt shares with another are held and read once
 (blocks.py, model/cache.py). Requests are admitted first come, first served, each only when the cache has room for all
 that it may ever hold. Results of a request do not depend on its neighbours beyond rounding: a matrix product may sum in
-another order for another batch.
+another order for another batch. With `fixed_shapes` they do not depend on them at all.
 
 Several threads may call; each drives the steps of all, and a call that is left ends its requests.
 
@@ -24,14 +24,17 @@ from torch import Tensor
 from herd.console import HerdError, human_bytes
 from herd.infer.blocks import BLOCK, Blocks, Table, blocks_for
 from herd.infer.grammar import Grammars
-from herd.infer.request import Request
+from herd.infer.request import NOT_NUMBERS, Request
 from herd.infer.sampling import draw
-from herd.model.cache import PagedCache, Part
+from herd.model.cache import PagedCache, Part, decodes
 from herd.model.generation import Completion, Sampling, one_each
 from herd.model.tokenizer import Tokenizer
 from herd.model.transformer import Transformer
 
 PREFILL_TOKENS = 2048  # prompt tokens of a step: bounds its memory, and how long those that decode wait
+CHUNK = (
+    8 * BLOCK
+)  # prompt tokens of a step where it asks for log-probabilities (bounds their memory), and of fixed shapes
 WORTH_WAITING = 8  # tokens
 CACHE_BYTES = 1 << 30
 
@@ -41,7 +44,10 @@ class Engine:
 
     At most `max_batch` requests run at once, in at most `cache_bytes` of keys and values. `keep`: prompts of earlier
     calls stay known, so that a conversation's beginning is not computed again; without it a call's results depend on
-    nothing but the call. Raises HerdError where the tokenizer has more ids than the model has rows.
+    nothing but the call. `fixed_shapes`: every product has one shape, so that a request alone and in any company gives
+    the same tokens and log-probabilities to the bit, where the device's products treat rows alike (torch's on CPUs do,
+    as the tests show); a request alone then takes as long as `max_batch`. Raises HerdError where the tokenizer has more
+    ids than the model has rows.
     """
 
     def __init__(
@@ -51,16 +57,19 @@ class Engine:
         max_batch: int = 32,
         cache_bytes: int = CACHE_BYTES,
         keep: bool = False,
+        fixed_shapes: bool = False,
     ) -> None:
         config = model.config
         if tokenizer.vocab_size > config.vocab_size:
             raise HerdError(f"tokenizer of {tokenizer.vocab_size} ids, model of {config.vocab_size} rows")
         self.model, self.tokenizer, self.max_batch, self.keep = model, tokenizer, max_batch, keep
-        weight = model.tok_embeddings.weight
+        self.fixed_shapes = fixed_shapes
+        weight = model.norm.weight  # which quantization leaves as it is
         block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * weight.element_size() * BLOCK
         count = min(max(1, cache_bytes // block_bytes), max_batch * blocks_for(config.context))
         self._cache_bytes = count * block_bytes
-        self._new_cache = lambda: PagedCache(config, count, BLOCK, weight.dtype, weight.device)
+        spare = 1 if fixed_shapes else 0  # a block for the rows that only fill a pass up
+        self._new_cache = lambda: PagedCache(config, count + spare, BLOCK, weight.dtype, weight.device)
         self._cache: PagedCache | None = None
         self.blocks = Blocks(count)
         self._waiting: deque[Request] = deque()
@@ -155,6 +164,15 @@ class Engine:
             if request.error:
                 raise HerdError(request.error)
 
+    def memory(self) -> tuple[int, int, int]:
+        """Blocks held, tokens that stand in them (what several share counted once), and requests that hold them."""
+        with self._lock:
+            held: dict[int, int] = {}
+            for live in self._live:
+                for at, block in enumerate(live.table.blocks):
+                    held[block] = max(held.get(block, 0), min(BLOCK, live.done - at * BLOCK))
+            return self.blocks.used, sum(held.values()), len(self._live)
+
     def _cancel(self, requests: list[Request]) -> None:
         """End those that have not; another call's are not touched."""
         for request in requests:
@@ -177,53 +195,79 @@ class Engine:
         self._admit()
         if not self._live:
             return
-        decoding, reading = _plan(self._live)
-        cache = self._cache = self._cache or self._new_cache()
-        for live, end in [*decoding, *reading]:
-            live.table.grow(end)
-        parts = [Part(live.table.blocks, live.done, end) for live, end in [*decoding, *reading]]
-        tokens = [token for live, end in [*decoding, *reading] for token in live.tokens(end)]
-        cache.begin(parts)
-        last, at, ready = [], 0, []
-        for live, end in [*decoding, *reading]:
-            at += end - live.done
-            if end == live.length:
-                last.append(at - 1)
-                ready.append(live)
-        logits_BV = self._logits(tokens, last)
-        for live, end in [*decoding, *reading]:
-            live.done = end
-            live.table.publish(live.request.prompt[:end])
-        if ready:
-            take([live.request for live in ready], logits_BV)
+        for work in _shaped(self._live) if self.fixed_shapes else [_plan(self._live)]:
+            self._pass(work)
         self._clear()
 
+    def _pass(self, work: list[tuple[_Live, int]]) -> None:
+        """Compute each request's tokens up to its end; draw the next one where that is the last it has."""
+        self._cache = self._cache or self._new_cache()
+        for live, end in work:
+            live.table.grow(end)
+        parts = [Part(live.table.blocks, live.done, end) for live, end in work]
+        tokens = [token for live, end in work for token in live.tokens(end)]
+        rows, scored, ready, at = [], [], [], 0
+        for live, end in work:
+            first, at = at, at + end - live.done
+            if live.scored:
+                scored.append((live, slice(len(rows), len(rows) + at - first), end))
+                rows += range(first, at - 1)
+            if live.scored or end == live.length:
+                rows.append(at - 1)
+            if end == live.length:
+                ready.append((live.request, len(rows) - 1))
+        logits_BV = self._logits(parts, tokens, rows)
+        for live, places, end in scored:
+            live.request.score(logits_BV[places], live.done, end)
+        for live, end in work:
+            live.done = end
+            live.table.publish(live.request.prompt[:end])
+        ready = [(request, row) for request, row in ready if request.open]
+        if ready:
+            take([request for request, _ in ready], logits_BV[[row for _, row in ready]])
+
     @torch.inference_mode()
-    def _logits(self, tokens: list[int], last: list[int]) -> Tensor:
-        """Logits after the tokens at `last`, (B, V), float32 on the CPU; only ids that the tokenizer knows."""
-        weight = self.model.tok_embeddings.weight
-        hidden_1ND = self.model.hidden(torch.tensor([tokens], device=weight.device), cache=self._cache)
-        logits_BV = self.model.output(hidden_1ND[0, last])
+    def _logits(self, parts: list[Part], tokens: list[int], rows: list[int]) -> Tensor:
+        """Logits after the tokens at `rows`, (B, V), float32 on the CPU; only of ids that the tokenizer knows."""
+        assert self._cache is not None
+        filled = self.fixed_shapes and decodes(parts[0])
+        if filled:
+            spare = self.max_batch - len(parts)
+            parts, tokens = [*parts, *[Part([self.blocks.count], 1, 2)] * spare], [*tokens, *[0] * spare]
+        self._cache.begin(parts, apart=self.fixed_shapes)
+        at = torch.tensor([tokens], device=self.model.norm.weight.device)
+        hidden_ND = self.model.hidden(at, cache=self._cache)[0]
+        logits_BV = self.model.output(hidden_ND)[rows] if filled else self.model.output(hidden_ND[rows])
         return logits_BV.float()[:, : self.tokenizer.vocab_size].cpu()
 
     def _admit(self) -> None:
         """Take in those that wait, in their order, as far as rows and memory go."""
         while self._waiting and len(self._live) < self.max_batch:
             request = self._waiting[0]
-            known = len(self.blocks.known(request.prompt)) * BLOCK
-            nearest = max(self._live, key=lambda live: live.common(request.prompt), default=None)
+            sharable = self._sharable(request)
+            known = len(self.blocks.known(sharable)) * BLOCK
+            nearest = max(self._live, key=lambda live: live.common(request.prompt), default=None) if sharable else None
             if nearest and not nearest.ready:
                 soon = min(nearest.common(request.prompt), len(request.prompt) - 1)
-                if soon - max(known, nearest.done) >= WORTH_WAITING:
+                if soon - max(known, nearest.done) >= (CHUNK if self.fixed_shapes else WORTH_WAITING):
                     return  # what it begins with is being computed: soon it is known
-            table = self.blocks.admit(request.prompt, _most(request))
+            table = self.blocks.admit(sharable, _most(request))
             if table is None:
                 return
             self._waiting.popleft()
             live = _Live(request, table, known)
-            if nearest:
+            if nearest and not self.fixed_shapes:
                 self._copy_tail(nearest, live)
             self._live.append(live)
+
+    def _sharable(self, request: Request) -> list[int]:
+        """What of a prompt may stand in blocks of others: not what its own logits are asked of; chunks of one shape."""
+        if request.sampling.prompt_logprobs:
+            return []
+        if self.fixed_shapes:
+            known = len(self.blocks.known(request.prompt)) * BLOCK
+            return request.prompt[: known // CHUNK * CHUNK + 1]
+        return request.prompt
 
     def _copy_tail(self, source: _Live, live: _Live) -> None:
         """Copy what another has computed of the block in which the two part ways, if that is the next one."""
@@ -252,6 +296,16 @@ class _Live:
         """Whether all but its last token are computed, so that it decodes."""
         return self.done == self.length - 1
 
+    @property
+    def decodes(self) -> bool:
+        """Whether a pass computes one token of it that continues what the cache holds."""
+        return self.ready and self.done > 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether the log-probabilities of what it reads now are asked for."""
+        return self.request.sampling.prompt_logprobs and self.done < len(self.request.prompt)
+
     def tokens(self, end: int) -> list[int]:
         """Those from `done` on, up to `end`."""
         size = len(self.request.prompt)
@@ -267,17 +321,24 @@ class _Live:
         )
 
 
-def _plan(live: list[_Live]) -> tuple[list[tuple[_Live, int]], list[tuple[_Live, int]]]:
-    """What a step computes, up to which token of each: those that decode, by their blocks, and parts of prompts."""
-    decoding = sorted((one for one in live if one.ready and one.done), key=lambda one: one.table.blocks)
+def _plan(live: list[_Live]) -> list[tuple[_Live, int]]:
+    """What a step computes, up to which token of each: those that decode, by their blocks, then parts of prompts."""
+    decoding = sorted((one for one in live if one.decodes), key=lambda one: one.table.blocks)
     left = max(1, PREFILL_TOKENS - len(decoding))
     reading = []
     for one in live:
-        if not (one.ready and one.done) and left > 0:
-            end = min(one.length, one.done + left)
+        if not one.decodes and left > 0:
+            end = min(one.length, one.done + (min(left, CHUNK) if one.scored else left))
             reading.append((one, end))
             left -= end - one.done
-    return [(one, one.length) for one in decoding], reading
+    return [*((one, one.length) for one in decoding), *reading]
+
+
+def _shaped(live: list[_Live]) -> list[list[tuple[_Live, int]]]:
+    """The passes of a step with fixed shapes: those that decode, and a chunk of one prompt alone."""
+    decoding = [(one, one.length) for one in live if one.decodes]
+    reading = [[(one, min(one.length, one.done + CHUNK))] for one in live if not one.decodes]
+    return [*([decoding] if decoding else []), *reading[:1]]
 
 
 def _most(request: Request) -> int:
@@ -287,13 +348,12 @@ def _most(request: Request) -> int:
 
 def take(requests: list[Request], logits_BV: Tensor) -> None:
     """Draw the next token of each request from its row of logits, float32 on the CPU; what fails is its request's."""
-    totals_B = logits_BV.logsumexp(-1)
+    own_BV = logits_BV.log_softmax(-1)  # row by row, where logsumexp sums one row in another order than many
+    sound = own_BV.amax(-1).isfinite().tolist()
     allowed_BV = logits_BV.clone() if any(request.shapes for request in requests) else logits_BV
     for row, request in enumerate(requests):
-        if not totals_B[row].isfinite():
-            request.fail(
-                "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
-            )
+        if not sound[row]:
+            request.fail(NOT_NUMBERS)
             continue
         with request.failing():
             request.shape(allowed_BV[row])
@@ -301,7 +361,7 @@ def take(requests: list[Request], logits_BV: Tensor) -> None:
     for row, request in enumerate(requests):
         if request.open and request.sampling.temperature > 0:
             tokens[row] = draw(allowed_BV[row], request.sampling, request.stream)
-    logprobs = (logits_BV.gather(1, torch.tensor(tokens)[:, None])[:, 0] - totals_B).tolist()
+    logprobs = own_BV.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
     for request, token, logprob in zip(requests, tokens, logprobs, strict=True):
         if request.open:
             with request.failing():

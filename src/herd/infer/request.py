@@ -16,6 +16,8 @@ from herd.infer.sampling import random_stream, weaken
 from herd.model.generation import Completion, Sampling, StopReason
 from herd.model.tokenizer import Tokenizer
 
+NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
+
 
 class Request:
     """Prompt `index` of a call: its tokens so far, the text that is certain, and why it ended."""
@@ -36,7 +38,8 @@ class Request:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.text = ""
-        self.reason: StopReason | None = "context" if self.limit == 0 else None
+        self.prompt_logprobs: list[float] = []
+        self.reason: StopReason | None = None if self.limit or sampling.prompt_logprobs else "context"
         self.error: str | None = None
         self._deadline = None if sampling.seconds is None else time.monotonic() + sampling.seconds
         self._seen = set(prompt) if sampling.repetition != 1 else set[int]()
@@ -70,6 +73,19 @@ class Request:
         if self.open:
             self._end("cancelled")
 
+    def score(self, logits_RV: Tensor, start: int, end: int) -> None:
+        """Note the log-probabilities that logits after the prompt's tokens `start` .. end-1 give the token after each.
+
+        Ends it where the prompt does and nothing more is to come.
+        """
+        targets = self.prompt[start + 1 : end + 1]
+        chosen = logits_RV[: len(targets)].log_softmax(-1).gather(1, torch.tensor(targets, dtype=torch.int64)[:, None])
+        if not chosen.isfinite().all():
+            self.fail(NOT_NUMBERS)
+        self.prompt_logprobs += chosen[:, 0].tolist()
+        if self.open and end == len(self.prompt) and not self.limit:
+            self._end("context" if self.sampling.max_tokens else "length")
+
     @property
     def shapes(self) -> bool:
         """Whether it changes logits before a token is chosen."""
@@ -99,7 +115,7 @@ class Request:
 
     def completion(self) -> Completion:
         assert self.reason is not None, "asked for before the request ended"
-        return Completion(self.text, tuple(self.ids), tuple(self.logprobs), self.reason)
+        return Completion(self.text, tuple(self.ids), tuple(self.logprobs), self.reason, tuple(self.prompt_logprobs))
 
     def _add(self, text: str) -> None:
         self._held += text

@@ -45,15 +45,19 @@ class PagedCache:
         self._groups: list[_Group] = []
         self._prompts: list[tuple[slice, Tensor]] = []
 
-    def begin(self, parts: Sequence[Part]) -> None:
-        """Plan a pass over these parts' tokens, in this order; parts of one token that end a longer sequence first."""
-        decoding = next((at for at, part in enumerate(parts) if not _decodes(part)), len(parts))
+    def begin(self, parts: Sequence[Part], apart: bool = False) -> None:
+        """Plan a pass over these parts' tokens, in this order; parts of one token that end a longer sequence first.
+
+        `apart`: what a sequence attends to is computed without regard to the others'.
+        """
+        decoding = next((at for at, part in enumerate(parts) if not decodes(part)), len(parts))
+        groups = [range(row, row + 1) for row in range(decoding)] if apart else _alike(parts[:decoding], self.block)
         lengths = [part.end - part.start for part in parts]
         self.end = max(part.end for part in parts)
         self._positions = self._tensor([position for part in parts for position in range(part.start, part.end)])
         places = [self._places(part.blocks, part.end) for part in parts]
         self._new = torch.cat([place[part.start :] for place, part in zip(places, parts, strict=True)])
-        self._groups = [_group(self, places, parts, rows) for rows in _alike(parts[:decoding], self.block)]
+        self._groups = [_group(self, places, parts, rows) for rows in groups]
         self._prompts, at = [], decoding
         for length, place in zip(lengths[decoding:], places[decoding:], strict=True):
             self._prompts.append((slice(at, at + length), place))
@@ -121,7 +125,8 @@ class _Group:
         return out.transpose(1, 2).flatten(0, 1)
 
 
-def _decodes(part: Part) -> bool:
+def decodes(part: Part) -> bool:
+    """Whether it is one token that continues what the cache holds."""
     return part.end - part.start == 1 and part.start > 0
 
 

@@ -25,8 +25,8 @@ class Sampling:
     that many tokens (0: all), `min_p` those with at least that share of the best one's chance, `top_p` the most
     probable of these until their mass reaches it. `stop` ends the text before the first of these strings, `seconds` a
     request that long after it was asked. `grammar` is what the whole completion must follow, in llguidance's Lark
-    syntax (`infer/grammar.py`); a stop token can come only where the grammar may end. Raises HerdError naming a value
-    that is out of range.
+    syntax (`infer/grammar.py`); a stop token can come only where the grammar may end. `prompt_logprobs` asks for those
+    of the prompt's tokens too, and then `max_tokens` may be 0. Raises HerdError naming a value that is out of range.
     """
 
     temperature: float = 0.6
@@ -39,6 +39,7 @@ class Sampling:
     min_p: float = 0.0
     repetition: float = 1.0
     seconds: float | None = None
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         checks = {
@@ -48,7 +49,10 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition": (0 < self.repetition < float("inf"), "a finite number above 0"),
             "seconds": (self.seconds is None or self.seconds > 0, "above 0, or None"),
-            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "max_tokens": (
+                self.max_tokens >= (0 if self.prompt_logprobs else 1),
+                "1 or more (0 only to ask for prompt_logprobs)",
+            ),
             "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "a tuple of strings that are not empty"),
         }
@@ -65,12 +69,14 @@ class Completion:
     `logprobs` (nats, one for each id) are under the model's own distribution, before temperature, top-k and top-p.
     `stop_reason`: "end" a stop token, "stop" a stop string, "length" max_tokens, "context" the context is full,
     "deadline" its seconds were over, "cancelled" the call was stopped; what there was by then is given.
+    `prompt_logprobs`, where asked for: of the prompt's second token, its third and so on, each after those before it.
     """
 
     text: str
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stop_reason: StopReason
+    prompt_logprobs: tuple[float, ...] = ()
 
 
 class Generator(Protocol):
