@@ -101,13 +101,22 @@ class Transformer(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.output.weight = self.tok_embeddings.weight
+        self.reset_rotary()
+
+    def reset_rotary(self) -> None:
+        """Compute the rotary table, which is no weight: (context, head_dim / 2) cosines and sines, float32."""
+        config = self.config
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         self._cos_TF, self._sin_TF = rotary_table(frequencies, config.context)
+
+    @property
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        return self._cos_TF, self._sin_TF
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         """Move with the weights, but keep the rotary table in float32 when the weights are cast to bfloat16."""
         super()._apply(fn, recurse)
-        device = self.tok_embeddings.weight.device
+        device = self.norm.weight.device
         self._cos_TF, self._sin_TF = self._cos_TF.to(device), self._sin_TF.to(device)
         return self
 
