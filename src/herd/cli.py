@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from herd.model.generation import Sampling
 
 INTERRUPTED = 130
+SCHEMES = ("int8", "int4", "w8a8", "fp8")  # of infer/quantize.py, which needs torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
     export.add_argument("--out", type=Path, metavar="PATH", help="copy it here too; there must be nothing yet")
 
+    quantize = verbs.add_parser("quantize", help="write a member in fewer bits, and measure what that costs")
+    quantize.set_defaults(verb=_quantize)
+    quantize.add_argument("member", metavar="MEMBER")
+    quantize.add_argument("--scheme", choices=SCHEMES, required=True, help="int4: smallest and fastest for one reader")
+    quantize.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+
     recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
     check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
     check.set_defaults(verb=_check)
@@ -147,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--temperature", type=float, default=0.6, metavar="T", help="0: always the likeliest token")
         one.add_argument("--top-p", type=float, default=0.9, metavar="P")
         one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--quantized", choices=SCHEMES, help="run what `herd quantize` wrote")
         if name == "generate":
             one.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
     _add_assistant_verbs(verbs)
@@ -189,6 +197,7 @@ def _add_assistant_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentPars
         one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
         if one is not choose:
             one.add_argument("--member", metavar="NAME", help="default: the run's assistant")
+            one.add_argument("--quantized", choices=SCHEMES, help="run what `herd quantize` wrote")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -220,6 +229,16 @@ def _export(options: argparse.Namespace) -> int:
         raise HerdError(f"--out {options.out}: there is something already; choose another name")
     path = export_member(finished_run(options.run), options.member, form)
     print(f"written: {copy_out(path, options.out) if options.out else path}")
+    return 0
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from herd.run import finished_run, quantize_member
+
+    run = finished_run(options.run)
+    artifact = quantize_member(run, options.member, options.scheme)
+    print(f"written: {artifact.path}")
+    print(f"use it: --member {options.member} --quantized {options.scheme} with generate, chat, ask and serve")
     return 0
 
 
@@ -364,8 +383,15 @@ def _member_and_tokenizer(options: argparse.Namespace) -> tuple[Path, Path]:
     from herd.run import finished_run, member_artifact
 
     run = finished_run(options.run)
-    model = member_artifact(run, options.member).path  # first: it names the members there are
-    done = published(run)
+    artifact = member_artifact(run, options.member)  # first: it names the members there are
+    done, model = published(run), artifact.path
+    if scheme := getattr(options, "quantized", None):
+        small = done.get(f"quantize-{scheme}-{options.member}")
+        if small is None or small.manifest["asked"]["inputs"]["model"] != artifact.content:
+            why = "none were made" if small is None else "those there are of older weights"
+            again = f"herd quantize {options.member} --scheme {scheme} --run {shlex.quote(str(run))}"
+            raise HerdError(f"{run}: no {scheme} weights of {options.member} ({why}); make them with: {again}")
+        model = small.path
     adopted = done.get(f"adopt-{options.member}")
     return model, adopted.path / "tokenizer" if adopted else done["tokenizer"].path
 

@@ -23,7 +23,7 @@ from herd.console import HerdError, say
 from herd.evidence import CLAIMS, Claim, Entry, Ledger, claims_of
 from herd.recipe import ExportForm, Recipe, load_recipe
 from herd.report_reading import exact
-from herd.run import execute, export_stage
+from herd.run import execute, export_stage, quantize_stage
 from herd.stages import Stage, stages
 
 CLOSE = 6  # ids offered for one that is not there
@@ -162,6 +162,9 @@ def _stage(run: Path, recipe: Recipe, base: Path, artifact: Artifact, entry: Ent
             return stage
     if (form := _exported_form(artifact)) is not None:
         return export_stage(run, artifact.manifest["asked"]["settings"]["member"], form)
+    asked = artifact.manifest["asked"]["settings"]
+    if artifact.stage == f"quantize-{asked.get('scheme')}-{asked.get('member')}":
+        return quantize_stage(run, asked["member"], asked["scheme"])
     raise HerdError(f"{run / 'recipe.toml'}: no stage {artifact.stage} any more, which made {entry.claim.id}")
 
 

@@ -11,7 +11,9 @@ from markupsafe import Markup
 from herd.artifact import Artifact
 from herd.console import human_bytes, human_count
 from herd.deploy.export import SCHEMA as PARITY_SCHEMA
+from herd.deploy.quantize import SCHEMA as QUALITY_SCHEMA
 from herd.evidence import Claim
+from herd.infer.quantize import SCHEMES
 from herd.report_plots import Curve, Measured, dots, loss_curves, scientific, smooth
 from herd.report_reading import Run, metrics
 
@@ -162,6 +164,39 @@ def exports(run: Run) -> list[dict[str, Any]]:
         for form, figures in report["formats"].items():
             size = sum(e["bytes"] for f, e in artifact.manifest["files"].items() if f.startswith(f"{form}/"))
             rows.append(_export(run, member, form, figures, size, artifact))
+    return rows
+
+
+def quantized(run: Run) -> list[dict[str, Any]]:
+    """Each member's quantized weights: what they cost, and whether what they write passed the gate."""
+    rows = []
+    for member, scheme in itertools.product([*run.members, *run.adopted], SCHEMES):
+        artifact = run.artifacts.get(f"quantize-{scheme}-{member}")
+        if artifact is None or (quality := artifact.json("quality.json"))["schema"] != QUALITY_SCHEMA:
+            continue
+        cost, floor, gate = quality["against_exact"], quality["unquantized_against_exact"], quality["gate"]
+
+        def cite(claim: str, text: str, stem: str = f"{member}.quantized.{scheme}", of: str = artifact.stage) -> Markup:
+            return run.cite(f"{stem}.{claim}", text) or run.from_file(of, "quality.json", text)
+
+        rows.append(
+            {
+                "member": member,
+                "scheme": scheme,
+                "folder": f"{artifact.path.name}/",
+                "size": human_bytes(artifact.manifest["files"]["model.safetensors"]["bytes"]),
+                "kl": cite("kl", f"{cost['kl_nats']:.1e}"),
+                "floor": f"{floor['kl_nats']:.1e}",
+                "top1": cite("top1-agreement", f"{cost['top1_agreement']:.2%}"),
+                "tokens": f"{cost['tokens']:,}",
+                "passed": gate["passed"],
+                "distance": cite("gate.distance", f"{gate['distance']:.3f}"),
+                "p": cite("gate.p", f"{gate['p']:.2g}"),
+                "corrupt": cite("gate.corrupt", f"{gate['corrupt_after']}"),
+                "corrupt_before": gate["corrupt_before"],
+                "answers": gate["answers"],
+            }
+        )
     return rows
 
 

@@ -11,7 +11,7 @@ from herd.console import duration, human_bytes, human_count
 from herd.report_assistant import assistants, wanted_stages
 from herd.report_assistant import headlines as assistant_headlines
 from herd.report_diet import diet
-from herd.report_members import exports, herd, training
+from herd.report_members import exports, herd, quantized, training
 from herd.report_plots import (
     Measured,
     descent,
@@ -46,6 +46,7 @@ def sections(run: Run) -> dict[str, Any]:
         "training": training(run),
         "herd": herd(run),
         "exports": exports(run),
+        "quantized": quantized(run),
         "ledger": ledger(run),
     }
 

@@ -41,6 +41,7 @@ from herd.recipe import ExportForm, Recipe, load_recipe
 from herd.stages import Choice, Stage, stages
 
 if TYPE_CHECKING:
+    from herd.infer.quantize import Scheme
     from herd.train.workers import Workers
 
 LOCK = "lock"
@@ -98,37 +99,75 @@ def export_member(run: Path, name: str, form: ExportForm) -> Path:
     no such member, or the written model is not the member.
     """
     from herd.deploy.forms import form_of
+
+    to, kind = form_of(form)
+    artifact = make_stage(
+        run,
+        export_stage(run, name, form),
+        f"herd export {name} --to {to} --quant {kind.lower()} --run {shlex.quote(str(run))}",
+    )
+    folder = artifact.path / form
+    return next(folder.glob("*.gguf"), folder)
+
+
+def quantize_member(run: Path, name: str, scheme: Scheme) -> Artifact:
+    """A member's newest weights quantized, measured; what is there already is found. Raises as `export_member` does."""
+    command = f"herd quantize {name} --scheme {scheme} --run {shlex.quote(str(run))}"
+    return make_stage(run, quantize_stage(run, name, scheme), command)
+
+
+def make_stage(run: Path, stage: Stage, command: str) -> Artifact:
+    """The artifact of a stage that is none of the recipe's, made where it is not there; `command` asks for it again."""
     from herd.train.workers import set_threads
 
     recipe, done = load_recipe(run / "recipe.toml"), published(run)
-    stage = export_stage(run, name, form)
     inputs = {known: done[source] for known, source in stage.inputs.items()}
     with locked(run):
         clean_drafts(run)
         artifact = find(run, stage.name, stage.key(inputs))
         if artifact is None:
             set_threads(recipe.compute.threads)
-            to, kind = form_of(form)
-            command = f"herd export {name} --to {to} --quant {kind.lower()} --run {shlex.quote(str(run))}"
             artifact = open_artifact(execute(stage, inputs, run, command))
             Ledger(run).add(artifact, command)
         else:
             say(f"{stage.name} was done already")
         write_current(run, stage.name, artifact.path.name)
-    folder = artifact.path / form
-    return next(folder.glob("*.gguf"), folder)
+    return artifact
+
+
+def quantize_stage(run: Path, name: str, scheme: Scheme) -> Stage:
+    """The stage that quantizes a member's newest weights. Raises HerdError where there is no such member."""
+    from herd.deploy.quantize import QuantizeSettings
+    from herd.train.hardware import choose_hardware
+
+    recipe = load_recipe(run / "recipe.toml")
+    settings = QuantizeSettings(
+        member=name,
+        scheme=scheme,
+        seed=recipe.family.seed,
+        hardware=choose_hardware(recipe.compute).describe(),
+        compute=recipe.compute,
+    )
+    function = "herd.deploy.quantize:quantize_member"
+    return Stage(f"quantize-{scheme}-{name}", function, 1, settings, written_from(run, name), member=name)
+
+
+def written_from(run: Path, name: str) -> dict[str, str]:
+    """Which stages a written member's weights, tokenizer and text come from."""
+    model, done = member_artifact(run, name).stage, published(run)
+    if f"adopt-{name}" in done:
+        return {"model": model, "adopt": f"adopt-{name}"}
+    return {"model": model, "tokenizer": "tokenizer", "shards": "shards"}
 
 
 def export_stage(run: Path, name: str, form: ExportForm) -> Stage:
     """The stage that writes a member's newest weights in a format. Raises HerdError where there is no such member."""
     from herd.deploy.export import ExportSettings
 
-    model = member_artifact(run, name).stage
-    done = published(run)
-    inputs = {"model": model} | ({"adopt": f"adopt-{name}"} if f"adopt-{name}" in done else {"tokenizer": "tokenizer"})
-    inputs |= {"shards": "shards"} if "tokenizer" in inputs else {}
     settings = ExportSettings(member=name, formats=(form,))
-    return Stage(f"export-{form}-{name}", "herd.deploy.export:export", 2, settings, inputs, member=name)
+    return Stage(
+        f"export-{form}-{name}", "herd.deploy.export:export", 2, settings, written_from(run, name), member=name
+    )
 
 
 def copy_out(path: Path, target: Path) -> Path:

@@ -57,11 +57,7 @@ def export(settings: ExportSettings, inputs: Mapping[str, Artifact], out: Draft)
     tokenizer = Tokenizer.load(adopted.path / "tokenizer" if adopted else inputs["tokenizer"].path)
     if tokenizer.vocab_size != config.vocab_size:
         raise HerdError(f"export: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size} rows")
-    if "shards" in inputs:
-        text, file = "held-out", inputs["shards"].file("heldout.safetensors")
-        tokens = _held_out(file, settings.parity_tokens, config)
-    else:
-        text, tokens = "Python library", _library_tokens(tokenizer, settings.parity_tokens)
+    text, tokens = text_of(inputs, settings.parity_tokens, config, tokenizer)
     facts = adopted.json("origin.json") if adopted else {"name": settings.member}
     source, report = OpenModel(config, weights, tokenizer, facts), {}
     for name in settings.formats:
@@ -70,6 +66,15 @@ def export(settings: ExportSettings, inputs: Mapping[str, Artifact], out: Draft)
     out.write_json("parity.json", {"schema": SCHEMA, "text": text, "formats": report})
     claims = [c for name in report for c in _claims(settings.member, name, report[name], text)]
     write_claims(out.folder / "claims.json", claims)
+
+
+def text_of(
+    inputs: Mapping[str, Artifact], count: int, config: ModelConfig, tokenizer: Tokenizer
+) -> tuple[str, Tensor]:
+    """The name of a text to compare models on, and `count` tokens of it: of inputs["shards"], or Python's library."""
+    if "shards" in inputs:
+        return "held-out", _held_out(inputs["shards"].file("heldout.safetensors"), count, config)
+    return "Python library", _library_tokens(tokenizer, count)
 
 
 def write(folder: Path, name: ExportForm, model: OpenModel, member: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from herd.deploy.assistant import Assistant, Conversation, Error, Notice, Text
 from herd.infer.engine import Engine
+from herd.infer.quantized_files import is_quantized, load_quantized
 from herd.model.dialog import Dialog
 from herd.model.formats.native import load_native
 from herd.model.generation import Generator, Sampling
@@ -16,9 +17,13 @@ from herd.train.hardware import choose_hardware
 
 
 def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, int]:
-    """A member's generator, its tokenizer, and its context in tokens; in bfloat16 where that is native, as measured."""
+    """A member's generator, its tokenizer, and its context in tokens; in bfloat16 where that is native, as measured.
+
+    `model` is a folder of plain or of quantized weights.
+    """
     hardware = choose_hardware(Compute())
-    network = load_native(model).to(hardware.device, hardware.dtype)
+    network = load_quantized(model) if is_quantized(model) else load_native(model)
+    network = network.to(hardware.device, hardware.dtype)
     words = Tokenizer.load(tokenizer)
     return Engine(network, words, keep=True), words, network.config.context
 

@@ -14,7 +14,7 @@ TIMED_TOKENS = 96
 def usage_claims(name: str, engine: Engine) -> list[Claim]:
     """Claims on a member: tokens a second of one greedy sequence, and bytes of weights and one full context."""
     config = engine.model.config
-    device = engine.model.tok_embeddings.weight.device.type
+    device = engine.model.norm.weight.device.type
     speed, count = _decode_speed(engine)
     held = 2 * config.parameters + config.kv_cache_bytes_per_token() * config.context
     what = f"decoding speed of {name}, one sequence, {device}"

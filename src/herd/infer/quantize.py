@@ -84,7 +84,7 @@ def quantized(weight_NK: Tensor, kind: Scheme) -> Matrix:
 
 
 def _int4(weight_NK: Tensor) -> Matrix:
-    """Of 16 scales a group, from 0.7 to 1.05 of that which just holds its largest value, the one of least square error."""
+    """Of 16 scales a group, 0.7 to 1.05 of that which just holds its largest value, the one of least square error."""
     groups = weight_NK.unflatten(1, (-1, GROUP))
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
     best, scales = torch.full_like(largest, torch.inf), torch.zeros_like(largest)
@@ -220,16 +220,22 @@ def scaled_product(x_RK: Tensor, w_NK: Tensor, scales_R1: Tensor, scales_N1: Ten
 
 
 class Int8Embedding(nn.Module):
-    """Rows of an int8 matrix by token id; `like` is a tensor of the network whose dtype and device they take."""
+    """Rows of an int8 matrix by token id, in the dtype of the weight of `like`. `shared`: the head's own matrix."""
 
     weight = None
 
-    def __init__(self, linear: QuantizedLinear, like: nn.Module) -> None:
+    def __init__(self, linear: QuantizedLinear, like: nn.Module, shared: bool) -> None:
         super().__init__()
-        self._linear, self._like = [linear], [like]  # in lists, so that neither counts as a child
+        self._linear, self._like = [linear], [like]  # in lists, so that neither counts as a child of this module
+        if not shared:
+            self.owned = linear
+
+    @property
+    def linear(self) -> QuantizedLinear:
+        return self._linear[0]
 
     def forward(self, ids: Tensor) -> Tensor:
-        codes, scales = self._linear[0].matrix
+        codes, scales = self.linear.matrix
         return (codes[ids].float() * scales[ids]).to(self._like[0].weight.dtype)
 
 
@@ -249,7 +255,7 @@ def install(model: Transformer, matrices: Mapping[str, Matrix], how: Mapping[str
         if name == "tok_embeddings.weight":
             if model.config.tied_embeddings:
                 model.output = module  # pyright: ignore[reportAttributeAccessIssue]
-            module = Int8Embedding(module, model.norm)
+            module = Int8Embedding(module, model.norm, model.config.tied_embeddings)
         setattr(model.get_submodule(owner), child, module)
     return model.requires_grad_(False)
 

@@ -60,13 +60,14 @@ def load_native(folder: Path) -> Transformer:
 
 def open_native(folder: Path) -> tuple[ModelConfig, Weights]:
     """A model's config and its weights, to be read one by one. Raises HerdError as `load_native` does."""
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     weights = open_tensors(folder / WEIGHTS)
     check_tensors(config, weights, str(folder / WEIGHTS))
     return config, chosen(weights, tensor_shapes(config))
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """A model's config. Raises HerdError naming file and key."""
     values = read_json(path)
     numbers = Numbers(values, f"{path}: ")
     for key, most in WHOLE.items():

@@ -39,6 +39,7 @@ DTYPES = {
     torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
