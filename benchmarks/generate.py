@@ -5,8 +5,11 @@
 Three tasks, on one thread and on two. `samples`: 16 samples of one prompt of 512 tokens, of 32 to 128 tokens each
 (ragged ends), tokens a second from the call to the last token. `decode`: 128 greedy tokens after 512, one sequence,
 tokens a second after the first. `prefill`: 512 tokens a second to the first token. Hugging Face runs in bf16 and in
-fp32, its better one counts; llama.cpp is its server by xllamacpp, in F16 (16 slots) and Q4_0. Each side runs in a
-process, peers in virtual environments of their own; processes are interleaved, medians taken.
+fp32, its better one counts. llama.cpp is its server by xllamacpp, in F16 and Q4_0; its 16 samples are one request that
+computes the prompt once (`n_cmpl`), each as long as the mean of ours, since a request has one length: that favours it,
+for its batch never thins out. Each side runs in a process, peers in virtual environments of their own; processes are
+interleaved, medians taken. `memory`: tokens that the blocks in use could hold for each that stands in them, and
+`bound`, the same for tokens + 5% + one block a sequence, at the fullest step of `samples`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forward_backward import machine, peer
 
 PROMPT, SAMPLES, LONGEST, SHORTEST, ROUNDS = 512, 16, 128, 32, 3
-SIDES = ("ours-bf16", "huggingface-bf16", "huggingface-fp32", "llamacpp-f16", "llamacpp-q4_0")
+SIDES = ("ours-bf16", "ours-int4", "huggingface-bf16", "huggingface-fp32", "llamacpp-f16", "llamacpp-q4_0")
 Figures = dict[str, float]
 
 
@@ -67,21 +69,24 @@ def report(runs: dict[tuple[str, int], list[Figures]]) -> None:
     ratios: dict[str, float] = {}
     for (side, threads), found in runs.items():
         for name in found[0]:
-            figures[f"{name} {side} {threads} threads"] = round(statistics.median(one[name] for one in found), 1)
+            figures[f"{name} {side} {threads} threads"] = round(statistics.median(one[name] for one in found), 2)
     for threads in (1, 2):
         of = {side: runs[side, threads] for side in SIDES}
+        ours, int4 = of["ours-bf16"], of["ours-int4"]
         hugging = [
             {name: max(a[name], b[name]) for name in a}
             for a, b in zip(of["huggingface-bf16"], of["huggingface-fp32"], strict=True)
         ]
-        for task, peer_name, theirs in (
-            ("samples", "huggingface", hugging),
-            ("samples", "llamacpp-f16", of["llamacpp-f16"]),
-            ("decode", "llamacpp-f16", of["llamacpp-f16"]),
-            ("decode", "llamacpp-q4_0", of["llamacpp-q4_0"]),
-            ("prefill", "huggingface", hugging),
+        for task, peer_name, mine, theirs in (
+            ("samples", "huggingface", ours, hugging),
+            ("samples", "llamacpp-f16", ours, of["llamacpp-f16"]),
+            ("decode", "huggingface", ours, hugging),
+            ("decode", "llamacpp-f16", ours, of["llamacpp-f16"]),
+            ("decode", "llamacpp-q4_0", int4, of["llamacpp-q4_0"]),
+            ("prefill", "huggingface", ours, hugging),
+            ("prefill", "llamacpp-q4_0", int4, of["llamacpp-q4_0"]),
         ):
-            pairs = [a[task] / b[task] for a, b in zip(of["ours-bf16"], theirs, strict=True)]
+            pairs = [a[task] / b[task] for a, b in zip(mine, theirs, strict=True)]
             ratios[f"{task}/{peer_name} {threads} threads"] = round(statistics.median(pairs), 2)
     for label, value in (figures | ratios).items():
         print(f"{label:44} {value:>10,}")
@@ -119,7 +124,7 @@ def measure(side: str, threads: int, folder: Path) -> Figures:
     prompt = json.loads((folder / "prompt.json").read_text())
     ends = [random.Random(0).randint(SHORTEST, LONGEST) for _ in range(SAMPLES)]
     if side.startswith("ours"):
-        return ours(threads, folder, prompt, ends)
+        return ours(side.endswith("int4"), threads, folder, prompt, ends)
     if side.startswith("huggingface"):
         return huggingface(side.endswith("bf16"), threads, folder, prompt, ends)
     return llamacpp(folder / f"{side.split('-')[1].upper()}.gguf", threads, prompt, ends)
@@ -131,10 +136,12 @@ def timed(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def ours(threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figures:
+def ours(int4: bool, threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figures:
     import torch
 
+    from herd.infer.blocks import BLOCK
     from herd.infer.engine import Engine
+    from herd.infer.quantize import quantize
     from herd.model.formats.native import load_native
     from herd.model.generation import Sampling
     from herd.model.tokenizer import Tokenizer
@@ -142,7 +149,8 @@ def ours(threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figu
     torch.set_num_threads(threads)
     tokenizer = Tokenizer.load(folder / "tokenizer")
     tokenizer.stop_ids = frozenset()  # all sides write to the given ends
-    engine = Engine(load_native(folder / "native").to(torch.bfloat16), tokenizer)
+    model = load_native(folder / "native")
+    engine = Engine((quantize(model, "int4") if int4 else model).to(torch.bfloat16), tokenizer)
 
     def samples() -> int:
         each = [Sampling(1.0, 1.0, max_tokens=end, seed=1) for end in ends]
@@ -157,7 +165,28 @@ def ours(threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figu
     decode()
     seconds, count = timed(samples)
     first, speed = decode()
-    return {"samples": count / seconds, "decode": speed, "prefill": PROMPT / first}
+    figures = {"samples": count / seconds, "decode": speed, "prefill": PROMPT / first}
+    blocks, tokens, sequences = fullest(engine, samples)
+    held = {"memory": blocks * BLOCK / tokens, "bound": 1.05 + sequences * BLOCK / tokens}
+    return figures if int4 else figures | held
+
+
+def fullest(engine: Any, work: Any) -> tuple[int, int, int]:
+    """Blocks, tokens and sequences after the step of `work` that leaves the most blocks in use."""
+    import threading
+
+    seen, over = [(0, 1, 0)], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            seen.append(engine.memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    over.set()
+    watcher.join()
+    return max(seen)
 
 
 def huggingface(bf16: bool, threads: int, folder: Path, prompt: list[int], ends: list[int]) -> Figures:
@@ -201,7 +230,7 @@ def llamacpp(file: Path, threads: int, prompt: list[int], ends: list[int]) -> Fi
     settings.verbosity, settings.port, settings.kv_unified = -1, 0, True
     server = xllamacpp.Server(settings)
 
-    def complete(count: int, **more: Any) -> dict[str, Any]:
+    def complete(count: int, **more: Any) -> Any:
         asked = {"prompt": prompt, "n_predict": count, "ignore_eos": True, **more}
         request = urllib.request.Request(
             f"{server.listening_address}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
@@ -209,22 +238,14 @@ def llamacpp(file: Path, threads: int, prompt: list[int], ends: list[int]) -> Fi
         with urllib.request.urlopen(request, timeout=600) as answer:
             return json.loads(answer.read())
 
-    def samples() -> None:
-        """The prompt once, which its slots then share, and all samples at once."""
-        complete(1, cache_prompt=True)
-        with ThreadPoolExecutor(SAMPLES) as pool:
-            ask = [
-                pool.submit(complete, end, temperature=1.0, seed=at, cache_prompt=True) for at, end in enumerate(ends)
-            ]
-            for one in ask:
-                one.result()
-
     complete(2, cache_prompt=False)
     alone = complete(LONGEST, temperature=0, cache_prompt=False)["timings"]
     if file.stem != "F16":
         return {"decode": alone["predicted_per_second"], "prefill": alone["prompt_per_second"]}
-    seconds, _ = timed(samples)
-    figures = {"samples": sum(ends) / seconds}
+    length = round(sum(ends) / SAMPLES)
+    seconds, made = timed(lambda: complete(length, temperature=1.0, seed=1, n_cmpl=SAMPLES, cache_prompt=False))
+    assert sum(one["timings"]["predicted_n"] for one in made) == SAMPLES * length
+    figures = {"samples": SAMPLES * length / seconds}
     return figures | {"decode": alone["predicted_per_second"], "prefill": alone["prompt_per_second"]}
 
 

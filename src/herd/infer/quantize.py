@@ -150,22 +150,29 @@ class QuantizedLinear(nn.Module):
 
 
 class Int8Linear(QuantizedLinear):
-    """Weights alone: the matrix is widened, for a few rows inside torch's kernel."""
+    """Weights alone: the matrix is widened, for a few rows inside torch's kernel.
+
+    That one reads beyond its inputs, and crashes, where their number is no multiple of 16 (torch 2.13, bfloat16).
+    """
 
     def product(self, x_RK: Tensor) -> Tensor:
         codes, scales = self.matrix
-        if x_RK.device.type == "cpu" and len(x_RK) <= FEW_INT8:
+        if x_RK.device.type == "cpu" and len(x_RK) <= FEW_INT8 and x_RK.shape[1] % GROUP == 0:
             return torch._weight_int8pack_mm(x_RK, codes, scales[:, 0].to(x_RK.dtype))
         return F.linear(x_RK, codes.to(x_RK.dtype)) * scales[:, 0].to(x_RK.dtype)
 
 
 class Int4Linear(QuantizedLinear):
-    """As Int8Linear; torch's kernel for bfloat16 on CPUs wants the codes in an order of its own, made at first use."""
+    """As Int8Linear; torch's kernel for bfloat16 on CPUs wants the codes in an order of its own, made at first use.
+
+    It takes outputs by 16.
+    """
 
     _packed: tuple[Tensor, Tensor] | None = None
 
     def product(self, x_RK: Tensor) -> Tensor:
-        if x_RK.device.type != "cpu" or x_RK.dtype != torch.bfloat16 or len(x_RK) > FEW_INT4:
+        few = x_RK.device.type == "cpu" and x_RK.dtype == torch.bfloat16 and len(x_RK) <= FEW_INT4
+        if not few or len(self.matrix.codes) % 16:
             return super().product(x_RK)
         codes, scales = self._packed = self._packed or self._pack()
         return torch._weight_int4pack_mm_for_cpu(x_RK, codes, GROUP, scales)
