@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,12 @@ class Engine:
     At most `max_batch` requests run at once, in at most `cache_bytes` of keys and values. `keep`: prompts of earlier
     calls stay known, so that a conversation's beginning is not computed again; without it a call's results depend on
     nothing but the call. Raises HerdError where the tokenizer has more ids than the model has rows.
+
+    Scheduling knows nothing of how a pass is computed: `_pass` and `_copy` are all that touch the network's memory, and
+    up to `in_flight` passes are sent before the first one's logits are asked for (pipeline.py has several).
     """
+
+    in_flight = 1
 
     def __init__(
         self,
@@ -56,7 +61,7 @@ class Engine:
         if tokenizer.vocab_size > config.vocab_size:
             raise HerdError(f"tokenizer of {tokenizer.vocab_size} ids, model of {config.vocab_size} rows")
         self.model, self.tokenizer, self.max_batch, self.keep = model, tokenizer, max_batch, keep
-        weight = model.tok_embeddings.weight
+        weight = model.norm.weight
         block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * weight.element_size() * BLOCK
         count = min(max(1, cache_bytes // block_bytes), max_batch * blocks_for(config.context))
         self._cache_bytes = count * block_bytes
@@ -65,6 +70,7 @@ class Engine:
         self.blocks = Blocks(count)
         self._waiting: deque[Request] = deque()
         self._live: list[_Live] = []
+        self._sent: deque[tuple[list[_Live], Callable[[], Tensor]]] = deque()
         self._lock = threading.Lock()
         self._grammars = Grammars(tokenizer)
 
@@ -170,33 +176,58 @@ class Engine:
         self._live = [live for live in self._live if live.request.open]
 
     def _step(self) -> None:
-        """One pass: a token for each that decodes, and parts of prompts."""
+        """Send what may be sent; then a token for each that the oldest pass computed to its end."""
         for request in [*self._waiting, *(live.request for live in self._live)]:
             request.end_late()
         self._clear()
-        self._admit()
-        if not self._live:
+        while len(self._sent) < self.in_flight and self._send():
+            pass
+        if not self._sent:
             return
-        decoding, reading = _plan(self._live)
-        cache = self._cache = self._cache or self._new_cache()
+        ready, logits = self._sent[0]
+        logits_BV = logits()
+        self._sent.popleft()  # not before: where that failed, other threads' requests must fail too, not wait
+        rows = [row for row, live in enumerate(ready) if live.request.open]  # others ended while it was computed
+        if rows:
+            take([ready[row].request for row in rows], logits_BV if len(rows) == len(ready) else logits_BV[rows])
+        self._clear()
+
+    def _send(self) -> bool:
+        """One pass over a share of those that decode, and parts of prompts; False where all wait for their tokens.
+
+        Every pass sees what was sent before it, so what it will have computed counts from now on.
+        """
+        self._admit()
+        decoding, reading = _plan(self._live, self.in_flight)
+        if not decoding and not reading:
+            return False
         for live, end in [*decoding, *reading]:
             live.table.grow(end)
         parts = [Part(live.table.blocks, live.done, end) for live, end in [*decoding, *reading]]
         tokens = [token for live, end in [*decoding, *reading] for token in live.tokens(end)]
-        cache.begin(parts)
         last, at, ready = [], 0, []
         for live, end in [*decoding, *reading]:
             at += end - live.done
             if end == live.length:
                 last.append(at - 1)
                 ready.append(live)
-        logits_BV = self._logits(tokens, last)
+        self._sent.append((ready, self._pass(parts, tokens, last)))
         for live, end in [*decoding, *reading]:
             live.done = end
             live.table.publish(live.request.prompt[:end])
-        if ready:
-            take([live.request for live in ready], logits_BV)
-        self._clear()
+        return True
+
+    def _pass(self, parts: list[Part], tokens: list[int], last: list[int]) -> Callable[[], Tensor]:
+        """Begin to compute a pass; what is returned gives its logits, in the order of passes (see `_logits`)."""
+        self._cache = self._cache or self._new_cache()
+        self._cache.begin(parts)
+        logits_BV = self._logits(tokens, last)
+        return lambda: logits_BV
+
+    def _copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of a block into another, after the passes sent so far."""
+        assert self._cache is not None, "nothing was computed that could be copied"
+        self._cache.copy(source, target, tokens)
 
     @torch.inference_mode()
     def _logits(self, tokens: list[int], last: list[int]) -> Tensor:
@@ -228,10 +259,10 @@ class Engine:
     def _copy_tail(self, source: _Live, live: _Live) -> None:
         """Copy what another has computed of the block in which the two part ways, if that is the next one."""
         common = min(source.common(live.request.prompt), source.done, len(live.request.prompt) - 1)
-        if live.done < common < live.done + BLOCK and self._cache is not None:
+        if live.done < common < live.done + BLOCK:
             live.table.grow(common)
             at = live.done // BLOCK
-            self._cache.copy(source.table.blocks[at], live.table.blocks[at], common - live.done)
+            self._copy(source.table.blocks[at], live.table.blocks[at], common - live.done)
             live.done = common
 
 
@@ -267,12 +298,18 @@ class _Live:
         )
 
 
-def _plan(live: list[_Live]) -> tuple[list[tuple[_Live, int]], list[tuple[_Live, int]]]:
-    """What a step computes, up to which token of each: those that decode, by their blocks, and parts of prompts."""
-    decoding = sorted((one for one in live if one.ready and one.done), key=lambda one: one.table.blocks)
-    left = max(1, PREFILL_TOKENS - len(decoding))
+def _plan(live: list[_Live], passes: int) -> tuple[list[tuple[_Live, int]], list[tuple[_Live, int]]]:
+    """What a pass computes, up to which token of each: those that decode, by their blocks, and parts of prompts.
+
+    Of several passes at once each gets its share of what one would have: an equal number of the requests, so that
+    they stay spread when some end, and less of the prompts. Those that wait for a token are left out.
+    """
+    free = [one for one in live if one.done < one.length]
+    decoding = [one for one in free if one.ready and one.done][: -(-len(live) // passes)]
+    decoding.sort(key=lambda one: one.table.blocks)
+    left = max(1, PREFILL_TOKENS // passes - len(decoding))
     reading = []
-    for one in live:
+    for one in free:
         if not (one.ready and one.done) and left > 0:
             end = min(one.length, one.done + left)
             reading.append((one, end))
