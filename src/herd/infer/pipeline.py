@@ -107,7 +107,7 @@ def load_stage(
     dtype: torch.dtype,
     layers: Sequence[int] | None = None,
 ) -> Stage:
-    """This process's stage; of `weights` (such as `open_native` gives) only its own are read. `layers`: of each stage."""
+    """This process's stage, `layers` being those of each. Of `weights` (as of `open_native`) it reads its own."""
     stages = split(config.layers, dist.get_world_size(), layers)
     with torch.device("meta"):  # shapes only
         stage = Stage(config, stages[dist.get_rank() - 1], max(map(len, stages)))
