@@ -311,7 +311,9 @@ def _prove(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from herd.deploy.talk import continue_text
 
-    prompt = options.prompt if options.prompt is not None else sys.stdin.read()
+    prompt = options.prompt
+    if prompt is None:  # of torchrun's processes the first reads it
+        prompt = "" if os.environ.get("RANK", "0") != "0" else sys.stdin.read()
     continue_text(*_member_and_tokenizer(options), prompt, _sampling(options))
     return 0
 

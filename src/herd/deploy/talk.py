@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from herd.deploy.assistant import Assistant, Conversation, Error, Notice, Text
 from herd.infer.engine import Engine
 from herd.infer.quantized_files import is_quantized, load_quantized
 from herd.model.dialog import Dialog
-from herd.model.formats.native import load_native
+from herd.model.formats.native import load_native, open_native
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Compute
-from herd.train.hardware import choose_hardware
+from herd.train.hardware import choose_hardware, local_hardware
 
 
 def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, int]:
@@ -28,14 +33,42 @@ def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, 
     return Engine(network, words, keep=True), words, network.config.context
 
 
+@contextmanager
+def open_generator(model: Path, tokenizer: Path) -> Iterator[tuple[Generator, Tokenizer, int] | None]:
+    """`load_generator` for what torchrun may start: several processes hold the member's layers together.
+
+    Then the process of rank 0 gets it; the others serve here until that leaves, and get None.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield load_generator(model, tokenizer)
+        return
+    from herd.infer.pipeline import load_stage, pipeline, processes
+
+    hardware, words = local_hardware(Compute()), Tokenizer.load(tokenizer)
+    device = hardware.device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    with processes(device):
+        stage = load_stage(*open_native(model), device, hardware.dtype)
+        with pipeline(stage, words, keep=True) as generator:
+            yield (generator, words, stage.config.context) if generator is not None else None
+
+
 def continue_text(model: Path, tokenizer: Path, prompt: str, sampling: Sampling) -> None:
-    """Print the prompt and what the model makes of it, piece by piece. Raises HerdError for one too long."""
-    generator, words, _ = load_generator(model, tokenizer)
-    pieces = generator.stream(words.encode(prompt, bos=True), sampling)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    """Print the prompt and what the model makes of it, piece by piece. Raises HerdError for one too long.
+
+    Of several processes (torchrun) the one of rank 0 prints.
+    """
+    with open_generator(model, tokenizer) as opened:
+        if opened is None:
+            return
+        generator, words, _ = opened
+        pieces = generator.stream(words.encode(prompt, bos=True), sampling)
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
 
 
 def chat(model: Path, tokenizer: Path, name: str, sampling: Sampling) -> None:

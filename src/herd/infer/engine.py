@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +49,12 @@ class Engine:
     the same tokens and log-probabilities to the bit, where the device's products treat all rows alike (torch's on CPUs
     do, as the tests show); a request alone then takes as long as `max_batch` of them. Raises HerdError where the
     tokenizer has more ids than the model has rows.
+
+    Scheduling knows nothing of how a pass is computed: `_pass` and `_copy` are all that touch the network's memory, and
+    up to `in_flight` passes are sent before the first one's logits are asked for (pipeline.py has several).
     """
+
+    in_flight = 1
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class Engine:
         self.blocks = Blocks(count)
         self._waiting: deque[Request] = deque()
         self._live: list[_Live] = []
+        self._sent: deque[tuple[list[_Asked], Callable[[], Tensor]]] = deque()
+        self._read = False  # whether the last pass of fixed shape read a prompt
         self._lock = threading.Lock()
         self._grammars = Grammars(tokenizer)
 
@@ -188,43 +196,72 @@ class Engine:
         self._live = [live for live in self._live if live.request.open]
 
     def _step(self) -> None:
-        """One pass: a token for each that decodes, and parts of prompts."""
+        """Send what may be sent; then a token for each that the oldest pass computed to its end."""
         for request in [*self._waiting, *(live.request for live in self._live)]:
             request.end_late()
         self._clear()
-        self._admit()
-        if not self._live:
+        while len(self._sent) < self.in_flight and self._send():
+            pass
+        if not self._sent:
             return
-        for work in _shaped(self._live) if self.fixed_shapes else [_plan(self._live)]:
-            self._pass(work)
+        asked, logits = self._sent[0]
+        logits_BV = logits()
+        self._sent.popleft()  # not before: where that failed, other threads' requests must fail too, not wait
+        ready = []
+        for one in asked:
+            request, last = one.live.request, one.row + one.rows - 1
+            if request.open and one.scored:
+                request.score(logits_BV[one.row : last + 1], one.end - one.rows, one.end)
+            if request.open and one.end == one.live.length:  # others were ended while it was computed
+                ready.append((request, last))
+        if ready:
+            take([request for request, _ in ready], logits_BV[[row for _, row in ready]])
         self._clear()
 
-    def _pass(self, work: list[tuple[_Live, int]]) -> None:
-        """Compute each request's tokens up to its end; draw the next one where that is the last it has."""
-        self._cache = self._cache or self._new_cache()
+    def _send(self) -> bool:
+        """One pass over a share of those that decode, and parts of prompts; False where all wait for their tokens.
+
+        Every pass sees what was sent before it, so what it will have computed counts from now on.
+        """
+        self._admit()
+        work = self._shaped() if self.fixed_shapes else _plan(self._live, self.in_flight)
+        if not work:
+            return False
         for live, end in work:
             live.table.grow(end)
         parts = [Part(live.table.blocks, live.done, end) for live, end in work]
         tokens = [token for live, end in work for token in live.tokens(end)]
-        rows, scored, ready, at = [], [], [], 0
+        asked, rows, at = [], [], 0
         for live, end in work:
             first, at = at, at + end - live.done
-            if live.scored:
-                scored.append((live, slice(len(rows), len(rows) + at - first), end))
-                rows += range(first, at - 1)
             if live.scored or end == live.length:
-                rows.append(at - 1)
-            if end == live.length:
-                ready.append((live.request, len(rows) - 1))
-        logits_BV = self._logits(parts, tokens, rows)
-        for live, places, end in scored:
-            live.request.score(logits_BV[places], live.done, end)
+                wanted = range(first if live.scored else at - 1, at)
+                asked.append(_Asked(live, end, live.scored, len(rows), len(wanted)))
+                rows += wanted
+        self._sent.append((asked, self._pass(parts, tokens, rows)))
         for live, end in work:
             live.done = end
             live.table.publish(live.request.prompt[:end])
-        ready = [(request, row) for request, row in ready if request.open]
-        if ready:
-            take([request for request, _ in ready], logits_BV[[row for _, row in ready]])
+        return True
+
+    def _shaped(self) -> list[tuple[_Live, int]]:
+        """A pass of fixed shape: all that decode, and in turn with that a chunk of one prompt alone."""
+        free = [live for live in self._live if live.done < live.length]
+        decoding = [(live, live.length) for live in free if live.decodes]
+        reading = [(live, min(live.length, live.done + CHUNK)) for live in free if not live.decodes]
+        self._read = bool(reading) and not (decoding and self._read)
+        return reading[:1] if self._read else decoding
+
+    def _pass(self, parts: list[Part], tokens: list[int], rows: list[int]) -> Callable[[], Tensor]:
+        """Begin to compute a pass; what is returned gives its logits, in the order of passes (see `_logits`)."""
+        self._cache = self._cache or self._new_cache()
+        logits_BV = self._logits(parts, tokens, rows)
+        return lambda: logits_BV
+
+    def _copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of a block into another, after the passes sent so far."""
+        assert self._cache is not None, "nothing was computed that could be copied"
+        self._cache.copy(source, target, tokens)
 
     @torch.inference_mode()
     def _logits(self, parts: list[Part], tokens: list[int], rows: list[int]) -> Tensor:
@@ -272,11 +309,21 @@ class Engine:
     def _copy_tail(self, source: _Live, live: _Live) -> None:
         """Copy what another has computed of the block in which the two part ways, if that is the next one."""
         common = min(source.common(live.request.prompt), source.done, len(live.request.prompt) - 1)
-        if live.done < common < live.done + BLOCK and self._cache is not None:
+        if live.done < common < live.done + BLOCK:
             live.table.grow(common)
             at = live.done // BLOCK
-            self._cache.copy(source.table.blocks[at], live.table.blocks[at], common - live.done)
+            self._copy(source.table.blocks[at], live.table.blocks[at], common - live.done)
             live.done = common
+
+
+class _Asked(NamedTuple):
+    """Logits of a pass that a request asked for: `rows` from `row` on, after its tokens up to `end`."""
+
+    live: _Live
+    end: int
+    scored: bool
+    row: int
+    rows: int
 
 
 @dataclass(eq=False)
@@ -321,24 +368,23 @@ class _Live:
         )
 
 
-def _plan(live: list[_Live]) -> list[tuple[_Live, int]]:
-    """What a step computes, up to which token of each: those that decode, by their blocks, then parts of prompts."""
-    decoding = sorted((one for one in live if one.decodes), key=lambda one: one.table.blocks)
-    left = max(1, PREFILL_TOKENS - len(decoding))
-    reading = []
-    for one in live:
+def _plan(live: list[_Live], passes: int) -> list[tuple[_Live, int]]:
+    """What a pass computes, up to which token of each: those that decode, by their blocks, then parts of prompts.
+
+    Of several passes at once each gets its share of what one would have: an equal number of the requests, so that
+    they stay spread when some end, and less of the prompts. Those that wait for a token are left out.
+    """
+    free = [one for one in live if one.done < one.length]
+    decoding = [one for one in free if one.decodes][: -(-len(live) // passes)]
+    decoding.sort(key=lambda one: one.table.blocks)
+    left = max(1, PREFILL_TOKENS // passes - len(decoding))
+    work = [(one, one.length) for one in decoding]
+    for one in free:
         if not one.decodes and left > 0:
             end = min(one.length, one.done + (min(left, CHUNK) if one.scored else left))
-            reading.append((one, end))
+            work.append((one, end))
             left -= end - one.done
-    return [*((one, one.length) for one in decoding), *reading]
-
-
-def _shaped(live: list[_Live]) -> list[list[tuple[_Live, int]]]:
-    """The passes of a step with fixed shapes: those that decode, and a chunk of one prompt alone."""
-    decoding = [(one, one.length) for one in live if one.decodes]
-    reading = [[(one, min(one.length, one.done + CHUNK))] for one in live if not one.decodes]
-    return [*([decoding] if decoding else []), *reading[:1]]
+    return work
 
 
 def _rows(requests: int) -> int:

@@ -24,21 +24,30 @@ class Hardware(NamedTuple):
 
 
 def choose_hardware(compute: Compute) -> Hardware:
-    """Resolve `auto`. bfloat16 where it is native, since emulated it is slower than float32.
+    """`local_hardware` of what one process does alone.
 
-    Raises HerdError where the named device is not there, or the mesh asks for more than the one process of today.
+    Raises HerdError where the mesh asks for more, or more were started.
     """
-    name = compute.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise HerdError(f"compute.device: '{name}' is not available to this PyTorch ({torch.__version__})")
+    hardware = local_hardware(compute)
     started = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if max(compute.mesh.size, started) > 1:
         raise HerdError(
             f"compute.mesh: {compute.mesh.size} processes asked for, {started} started; this version trains in one "
             "(tp=cp=pp=dp=1). `herd recipe check` plans such a recipe"
         )
+    return hardware
+
+
+def local_hardware(compute: Compute) -> Hardware:
+    """Resolve `auto`. bfloat16 where it is native, since emulated it is slower than float32.
+
+    Raises HerdError where the named device is not there.
+    """
+    name = compute.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+        raise HerdError(f"compute.device: '{name}' is not available to this PyTorch ({torch.__version__})")
     if compute.dtype == "auto":
         dtype = torch.bfloat16 if _native_bfloat16(name) else torch.float32
     else:
