@@ -14,9 +14,12 @@
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
+#include <sched.h>
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(HERD_PORTABLE)
 #define HERD_VNNI
+#endif
+#if defined(__AVX2__) && !defined(HERD_PORTABLE)
 #include <immintrin.h>
 #endif
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -27,6 +30,8 @@
 #define GROUP 32  /* inputs that share a scale */
 #define CHUNK 128 /* places that one attention task sees: 16 KB of keys in bfloat16 at a head width of 64 */
 #define WIDEST 256 /* head_dim */
+#define AHEAD 4096 /* bytes of codes asked for early, into the second cache: 19 and 25 GB/s where none gave 12 and 14 */
+#define SPINS 2000 /* some 20 microseconds of waiting before the processor is offered to others */
 
 #if defined(__AVX512F__) && !defined(HERD_PORTABLE)
 #define VECTOR 64
@@ -81,12 +86,13 @@ INLINE vf load(const float *from) {
 }
 INLINE void store(float *to, vf v) { memcpy(to, &v, sizeof v); }
 INLINE vf all(float x) { return x - (vf){0}; }
+INLINE vf choose(vi where, vf yes, vf no) { return (vf)((where & (vi)yes) | (~where & (vi)no)); }
 INLINE float sum(vf v) {
-    float a[LANES];
-    memcpy(a, &v, sizeof a);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) a[i] += a[i + width];
-    return a[0];
+    typedef float four __attribute__((vector_size(16)));
+    four parts[VECTOR / 16];
+    memcpy(parts, &v, sizeof v);
+    for (int i = 1; i < VECTOR / 16; i++) parts[0] += parts[i];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 /* Keys and values of the cache as float32; bfloat16 is a float32's upper half. */
@@ -94,7 +100,13 @@ INLINE vf load_cached(const char *from, int64_t at, const int bfloat16) {
     if (!bfloat16) return load((const float *)from + at);
     vh half;
     memcpy(&half, (const uint16_t *)from + at, sizeof half);
+#if VECTOR == 64 /* gcc 12 makes six instructions of the general way */
+    return (vf)((vu)_mm512_cvtepu16_epi32((__m256i)half) << 16);
+#elif VECTOR == 32
+    return (vf)((vu)_mm256_cvtepu16_epi32((__m128i)half) << 16);
+#else
     return (vf)(__builtin_convertvector(half, vu) << 16);
+#endif
 }
 
 INLINE void store_cached(char *to, int64_t at, float x, int bfloat16) {
@@ -116,9 +128,9 @@ INLINE float half_to_float(uint16_t half) {
     return half & 0x8000 ? -x * 0x1p112f : x * 0x1p112f;
 }
 
-/* e^x for x <= 88; below -87 the result is e^-87. Relative error 1e-7: 2^n times Taylor's series up to x^7. */
+/* e^x, with x brought to -87 .. 87 first. Relative error 1e-7: 2^n times Taylor's series up to x^7. */
 INLINE vf exponential(vf x) {
-    x = (vf)((vi)all(-87.0f) & (x < -87.0f) | (vi)x & ~(x < -87.0f));
+    x = choose(x < -87.0f, all(-87.0f), choose(x > 87.0f, all(87.0f), x)); /* a NaN stays one */
     const vf shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are the rounded quotient */
     const vf n = shifted - 12582912.0f;
     const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f; /* ln 2 in two pieces; n times the first is exact */
@@ -153,7 +165,7 @@ INLINE void tile_rows(const Matrix *w, const uint8_t *tile, const Inputs *x, flo
         __m512i four[8];
         for (int v = 0; v < 2 * bits / 2; v++) {
             const __m512i loaded = _mm512_loadu_si512(codes + 64 * v);
-            _mm_prefetch((const char *)codes + 64 * v + 4096, _MM_HINT_T0);
+            _mm_prefetch((const char *)codes + 64 * v + AHEAD, _MM_HINT_T1);
             if (bits == 8) {
                 four[v] = loaded;
             } else {
@@ -247,7 +259,7 @@ static void quantize(const float *x, int64_t count, Inputs *out) {
         vi bits = {0}; /* a float's bits without the sign, compared as integers: NaN is the largest */
         for (int i = 0; i < GROUP; i += LANES) {
             const vi each = (vi)load(x + i) & 0x7fffffff;
-            bits = (each > bits) & each | ~(each > bits) & bits;
+            bits = (vi)choose(each > bits, (vf)each, (vf)bits);
         }
         int32_t most = 0;
         for (int i = 0; i < LANES; i++) most = bits[i] > most ? bits[i] : most;
@@ -308,7 +320,13 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t w
    values, then the weights' sum, then the largest score, which the weights are relative to. A key is loaded once. */
 INLINE void attend(const float *q, int64_t group, const char *keys, const char *values, int64_t *place, int64_t count,
                    float *scores, float *out, int64_t stride, const int64_t width, const int bfloat16) {
+    const int64_t place_bytes = width * (bfloat16 ? 2 : 4);
     for (int64_t i = 0; i < count; i++) {
+        const int64_t later = place[i + 8 < count ? i + 8 : count - 1];
+        for (int64_t line = 0; line < place_bytes; line += 64) { /* the values are wanted after the chunk's keys */
+            __builtin_prefetch(keys + later * place_bytes + line, 0, 2);
+            __builtin_prefetch(values + place[i] * place_bytes + line, 0, 2);
+        }
         vf key[WIDEST / LANES];
         for (int64_t e = 0; e < width; e += LANES) key[e / LANES] = load_cached(keys, place[i] * width + e, bfloat16);
         for (int64_t h = 0; h < group; h++) {
@@ -393,6 +411,33 @@ static void merge(const float *chunk, int64_t count, int64_t stride, int64_t wid
     for (int64_t e = 0; e < width; e++) out[e] /= total;
 }
 
+/* Threads meet here, five times a layer. OpenMP's own barrier spins for milliseconds: on a machine that others keep busy
+   it took a step of 10 ms to 800, as the thread that is waited for does not get a processor. */
+typedef struct {
+    int64_t arrived, round;
+} Meeting;
+
+static void meet(Meeting *m) {
+#ifdef _OPENMP
+    const int64_t round = __atomic_load_n(&m->round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == omp_get_num_threads()) {
+        __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int64_t spins = 0; __atomic_load_n(&m->round, __ATOMIC_ACQUIRE) == round; spins++) {
+        if (spins >= SPINS) sched_yield();
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+    }
+#else
+    (void)m;
+#endif
+}
+
 /* Logits (rows, vocabulary) after one token each of `rows` sequences. `tables` (rows, columns) holds each sequence's
    blocks, `positions` where its token stands. 0, or 1 where memory for the step is missing. */
 int herd_decode(const Model *m, int64_t rows, const int32_t *tokens, const int32_t *positions, const int32_t *tables,
@@ -408,6 +453,7 @@ int herd_decode(const Model *m, int64_t rows, const int32_t *tokens, const int32
     const int64_t own = (inputs + widest + group * (CHUNK + width) + 2 * rows * TILE + 15) / 16 * 16;
     float *memory = malloc((shared + threads * own) * sizeof(float));
     if (!memory) return 1;
+    Meeting meeting = {0, 0};
     float *x = memory, *qkv = x + rows * m->dim, *gated = qkv + rows * projected, *parts = gated + rows * m->ffn_dim;
 #pragma omp parallel num_threads((int)threads)
     {
@@ -418,58 +464,63 @@ int herd_decode(const Model *m, int64_t rows, const int32_t *tokens, const int32
 #endif
         Inputs *in = (Inputs *)mine;
         float *row = mine + inputs, *scores = row + widest, *y = scores + group * (CHUNK + width), *z = y + rows * TILE;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t b = 0; b < rows; b++) unpack_row(&m->embeddings, tokens[b], x + b * m->dim);
+        meet(&meeting);
         for (int64_t l = 0; l < m->layers; l++) {
             const Layer *layer = m->layer + l;
             const int64_t of_q = attended / TILE, of_k = m->kv_heads * width / TILE;
             normalize(x, layer->attention_norm, m, rows, row, in);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
             for (int64_t t = 0; t < projected / TILE; t++) {
                 const Matrix *w = t < of_q ? &layer->wq : t < of_q + of_k ? &layer->wk : &layer->wv;
                 product(w, t < of_q ? t : (t - of_q) % of_k, in, rows, y);
                 for (int64_t b = 0; b < rows; b++)
                     memcpy(qkv + b * projected + t * TILE, y + b * TILE, TILE * sizeof(float));
             }
-#pragma omp for schedule(static)
+            meet(&meeting);
+#pragma omp for schedule(static) nowait
             for (int64_t task = 0; task < rows * m->kv_heads * chunks; task++) {
                 const int64_t b = task / (m->kv_heads * chunks), kv = task / chunks % m->kv_heads, c = task % chunks;
                 if (c * CHUNK <= positions[b])
                     attend_chunk(m, l, kv, c, positions[b], tables + b * columns, qkv + b * projected, scores,
                                  parts + ((b * m->heads + kv * group) * chunks + c) * stride, chunks * stride);
             }
+            meet(&meeting);
             for (int64_t b = 0; b < rows; b++) {
                 for (int64_t h = 0; h < m->heads; h++)
                     merge(parts + (b * m->heads + h) * chunks * stride, positions[b] / CHUNK + 1, stride, width,
                           row + h * width);
                 quantize(row, attended, in + b * (attended / GROUP));
             }
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
             for (int64_t t = 0; t < m->dim / TILE; t++) {
                 product(&layer->wo, t, in, rows, y);
                 for (int64_t i = 0; i < rows * TILE; i++) x[i / TILE * m->dim + t * TILE + i % TILE] += y[i];
             }
+            meet(&meeting);
             normalize(x, layer->ffn_norm, m, rows, row, in);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
             for (int64_t t = 0; t < m->ffn_dim / TILE; t++) {
                 product(&layer->w1, t, in, rows, y);
                 product(&layer->w3, t, in, rows, z);
                 for (int64_t i = 0; i < rows * TILE; i += LANES) { /* silu(y) * z */
-                    const vf gate = load(y + i), capped = (vf)((vi)gate & (gate > -87.0f) | (vi)all(-87.0f) & ~(gate > -87.0f));
-                    const vf silu = gate / (1.0f + exponential(-capped));
+                    const vf gate = load(y + i), silu = gate / (1.0f + exponential(-gate));
                     store(gated + i / TILE * m->ffn_dim + t * TILE + i % TILE, silu * load(z + i));
                 }
             }
+            meet(&meeting);
             for (int64_t b = 0; b < rows; b++)
                 quantize(gated + b * m->ffn_dim, m->ffn_dim, in + b * (m->ffn_dim / GROUP));
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
             for (int64_t t = 0; t < m->dim / TILE; t++) {
                 product(&layer->w2, t, in, rows, y);
                 for (int64_t i = 0; i < rows * TILE; i++) x[i / TILE * m->dim + t * TILE + i % TILE] += y[i];
             }
+            meet(&meeting);
         }
         normalize(x, m->norm, m, rows, row, in);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t t = 0; t < (m->output.rows + TILE - 1) / TILE; t++) {
             product(&m->output, t, in, rows, y);
             const int64_t left = m->output.rows - t * TILE, count = left < TILE ? left : TILE;
