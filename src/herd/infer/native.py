@@ -29,8 +29,10 @@ from torch.nn import functional as F
 
 from herd.console import HerdError, say
 from herd.data.cache import folder
+from herd.infer.quantize import Int4Linear, Int8Embedding, Int8Linear, Matrix, unpacked
 from herd.model.cache import PagedCache, Part
 from herd.model.config import ModelConfig
+from herd.model.transformer import Transformer
 
 GROUP = 32  # inputs that share a scale, as in llama.cpp's Q4_0 and Q8_0
 TILE = 16
@@ -238,6 +240,34 @@ class NativeDecoder:
         """The address of a float32 copy that lives as long as this."""
         self._kept.append(values.detach().to("cpu", torch.float32, copy=True).contiguous())
         return self._kept[-1].data_ptr()
+
+
+def decoder_of(model: Transformer, cache: PagedCache) -> NativeDecoder | None:
+    """A decoder of a model whose matrices are all int4 or int8, over a cache; None where it can't run here."""
+    config = model.config
+    try:
+        _runs(config)
+        if cache.values.device.type != "cpu" or library() is None:
+            return None
+        names = [*_shapes(config)][: -1 if config.tied_embeddings else None]
+        packed = {}
+        for name in names:
+            module = model.get_submodule(name.removesuffix(".weight"))
+            module = module.linear if isinstance(module, Int8Embedding) else module
+            if not isinstance(module, Int8Linear | Int4Linear):
+                return None
+            packed[name] = _pack(module.matrix)
+        norms = {name: weight for name, weight in model.named_parameters() if name.endswith("norm.weight")}
+        return NativeDecoder(config, packed, norms, model.rotary, cache)
+    except HerdError:  # the network's sizes, or scales beyond float16: torch's products take all
+        return None
+
+
+def _pack(matrix: Matrix) -> Packed:
+    codes, scales = matrix
+    if codes.dtype == torch.uint8:
+        return pack4(unpacked(codes), scales.half())
+    return pack8(codes, scales.half().expand(-1, codes.shape[1] // GROUP).contiguous())
 
 
 def _runs(config: ModelConfig) -> None:
