@@ -155,7 +155,7 @@ def run(
         workers = [fork.Process(target=work, args=(rank, tell)) for rank, (_, tell) in enumerate(ends)]
         for worker in workers:
             worker.start()
-        told = [listen.recv() if listen.poll(100) else None for listen, _ in ends]
+        told = [listen.recv() for listen, _ in ends]
         for worker in workers:
             worker.join()
     return told[0][0], [spans for _, spans in told]
