@@ -155,6 +155,8 @@ def run(
         workers = [fork.Process(target=work, args=(rank, tell)) for rank, (_, tell) in enumerate(ends)]
         for worker in workers:
             worker.start()
+        for _, tell in ends:
+            tell.close()  # so that a process that dies is an error here
         told = [listen.recv() for listen, _ in ends]
         for worker in workers:
             worker.join()

@@ -5,6 +5,7 @@ Processes are forked from this one, which has imported everything, and meet in a
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pathlib
@@ -148,8 +149,8 @@ def test_the_same_as_one_process(stages, micro_batches, layers, together, expect
     prompts, samplings = requests(tokenizer)
 
     def ask(generator: Any, _: Any) -> Any:
-        copies, copy = [], generator._copy
-        generator._copy = lambda *numbers: (copies.append(numbers), copy(*numbers))
+        copies, copy_block = [], generator._copy
+        generator._copy = lambda *numbers: (copies.append(numbers), copy_block(*numbers))
         most, send = [], generator._pass
         generator._pass = lambda *given: (most.append(len(generator._sent) + 1), send(*given))[1]
         found = generator.generate(prompts, samplings)
@@ -234,8 +235,8 @@ def test_bfloat16_and_a_cache_so_small_that_requests_wait(together, model, token
 
     found, ended = together(ask, 4, dtype=torch.bfloat16, cache_bytes=cache_bytes)
     assert ended == [0] * 4
-    expected = Engine(model.to(torch.bfloat16), tokenizer).generate(prompts, GREEDY)
-    model.float()
+    narrow = copy.deepcopy(model).to(torch.bfloat16)  # others use the model as it is
+    expected = Engine(narrow, tokenizer).generate(prompts, GREEDY)
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs[0] == pytest.approx(other.logprobs[0], abs=0.3)
 
