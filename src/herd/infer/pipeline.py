@@ -8,7 +8,7 @@ equal cost, no stage waits; with M passes on P stages each waits 1 - M/P of the 
 Stages stand in a ring: rank 1 holds the embeddings and the first layers, ranks 2, 3, ... what follows, and rank 0 the
 last layers and the head, so that logits, the widest tensors, stay where tokens are drawn. What a pass computes goes
 from rank to rank; every stage does things in the order in which they were sent, therefore all caches agree on their
-blocks. Plans are CPU tensors (gloo); hidden states go from device to device (gloo, or NCCL on GPUs).
+blocks. Plans are CPU tensors (gloo); hidden states go from device to device (gloo; on GPUs NCCL, which no test runs).
 
     torchrun --nproc-per-node 4 -m herd generate --member M "text"
 
