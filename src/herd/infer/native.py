@@ -94,7 +94,8 @@ def _packed(bits: int, codes_NK: Tensor, scales_NG: Tensor, codes: Tensor) -> Pa
     tiles = F.pad(scales_NG, (0, 0, 0, -len(scales_NG) % TILE)).unflatten(0, (-1, TILE)).mT
     scales = tiles.contiguous().view(torch.uint8).flatten(1)
     scales = F.pad(scales, (0, -scales.shape[1] % ALIGNED_BYTES))
-    return Packed(bits, *codes_NK.shape, torch.cat((scales, codes.flatten(1)), 1).flatten())
+    outputs, inputs = codes_NK.shape
+    return Packed(bits, outputs, inputs, torch.cat((scales, codes.flatten(1)), 1).flatten())
 
 
 class _Matrix(ctypes.Structure):
@@ -357,13 +358,17 @@ def build(*flags: str) -> ctypes.CDLL:
     source = Path(__file__).with_name("decode.c").read_bytes()
     version = _output([*compiler, "--version"])
     tuned = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    where, error = _private_folder(), ""
+    where, found = _private_folder(), []
     for openmp in (["-fopenmp"], []):
         command = [*compiler, "-O3", tuned, "-std=gnu11", "-fPIC", "-shared", *openmp, *flags]
         key = hashlib.sha256(repr((source, command, version, _processor())).encode()).hexdigest()[:24]
-        path = where / f"decode-{key}.so"
-        if not path.exists():
-            error = _compile(command, source, path)
+        found.append((command, where / f"decode-{key}.so"))
+    for _, path in found:
+        if path.exists():
+            return _loaded(path)
+    error = ""
+    for command, path in found:
+        error = _compile(command, source, path)
         if not error:
             return _loaded(path)
     raise HerdError(f"{shlex.join(compiler)}: {error}")
