@@ -142,12 +142,12 @@ def _grammar(request: ChatRequest, call_id: int | None) -> str:
         raise RequestError(
             400, "the call that is required is of no function in tools that this model can call", "tool_choice"
         )
-    others = {f.name: _arguments(f) for f in allowed if f.name != PYTHON}
+    others = {f.name: _schema(f) for f in allowed if f.name != PYTHON}
     code = call_id if any(f.name == PYTHON for f in allowed) else None
     return message_grammar(code, call_rules(others) if others else None, answer, required)
 
 
-def _arguments(function: Function) -> dict[str, Any] | None:
+def _schema(function: Function) -> dict[str, Any] | None:
     """The schema of a function's arguments; None, any object, for one that no grammar can say, unless it is strict."""
     try:
         call_rules({function.name: function.parameters})

@@ -56,11 +56,12 @@ def call_rules(functions: Mapping[str, Schema | None], form: CallFormat = "json"
     """The rules of `call`, for a grammar that allows something else besides: `call` and what it needs."""
     if not functions:
         raise HerdError("call: no function is given")
-    forms, rules = [], []
+    calls, rules = [], []
     for number, (name, schema) in enumerate(functions.items()):
-        forms.append(_written(name, f"arguments_{number}", form, call_id))
-        rules.append(f"arguments_{number}: {_arguments(name, schema)}\n")
-    return f"call: {' | '.join(forms)}\n{''.join(rules)}"
+        tag, head, end = _around(name, form, call_id)
+        calls.append(f"{tag}CALL_{number} arguments_{number} {_literal(end)}")
+        rules += [f"CALL_{number}: {head}\n", f"arguments_{number}: {_arguments(name, schema)}\n"]
+    return f"call: {' | '.join(calls)}\n{''.join(rules)}"
 
 
 def json_value(schema: Schema) -> str:
@@ -87,8 +88,12 @@ def _arguments(name: str, schema: Schema | None) -> str:
     return _json_value(whole, f"call of {name}")
 
 
-def _written(name: str, arguments: str, form: CallFormat, call_id: int | None) -> str:
-    """A call around the rule of its arguments (call_formats.py writes the same)."""
+def _around(name: str, form: CallFormat, call_id: int | None) -> tuple[str, str, str]:
+    """What stands around a call's arguments (call_formats.py writes the same): tag, terminal before them, text behind.
+
+    Before them is one terminal: of several, the first could end where words that may come instead go on, and the
+    lexer, which takes the longest, would see words.
+    """
     if form == "pythonic":
         raise HerdError(
             "call: the pythonic form writes arguments in Python, for which there is no grammar; choose json"
@@ -99,13 +104,13 @@ def _written(name: str, arguments: str, form: CallFormat, call_id: int | None) -
         raise HerdError("call: tagged JSON needs a vocabulary with a call tag")
     said = json.dumps(name, ensure_ascii=False)
     if form == "function-tag":
-        parts = [_literal(f"<function={name}>"), arguments, _literal("</function>")]
-    elif form == "tool-call":
-        parts = [_literal('<tool_call>{"name": ' + said + ', "arguments": '), arguments, _literal("}</tool_call>")]
-    else:
-        kind, named = _literal('"type": "function", '), _literal(f'"name": {said}, "parameters": ')
-        parts = [_literal("{"), f"{kind}?", named, arguments, _literal("}")]
-    return " ".join([f"<[{call_id}]>", *parts] if form == "tagged-json" else parts)
+        return "", _literal(f"<function={name}>"), "</function>"
+    if form == "tool-call":
+        return "", _literal('<tool_call>{"name": ' + said + ', "arguments": '), "}</tool_call>"
+    head = " ".join(
+        [_literal("{"), _literal('"type": "function", ') + "?", _literal(f'"name": {said}, "parameters": ')]
+    )
+    return f"<[{call_id}]> " if form == "tagged-json" else "", head, "}"
 
 
 def _literal(text: str) -> str:
