@@ -7,6 +7,8 @@ Our server speaks vLLM's. llama.cpp's server has `/v1/completions` too, but with
 - A token that leaves a character unfinished, or that a stop string takes back, has an id but no log-probability: NaN.
 - In a stream such tokens have no id either; the whole completion is then asked for once more, by the same seed.
 - Its samplers work in an order of their own by default, temperature last; they are put into ours.
+- What runs beside a request, or stands in its cache, changes its logits enough to change a draw now and then: a seed
+  decides only what a request alone gets.
 - A grammar goes to the llguidance inside it, where it was built with that.
 """
 
