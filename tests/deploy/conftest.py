@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 
 from herd.console import HerdError
 from herd.deploy.assistant import Assistant
-from herd.deploy.server import Limits, Server
+from herd.deploy.server import Limits
 from herd.model.generation import Completion, one_each
 from herd.model.tokenizer import Tokenizer, train_tokenizer
 from herd.tools.inside.session import fresh_names, guarded, open_table, run, table_facts
@@ -167,47 +164,20 @@ def session(tmp_path) -> InProcess:
     return one
 
 
-KEY = "the-key-of-the-tests"
-
-
-class Running:
-    """A server in a thread, on a real socket."""
-
-    def __init__(self, assistant: Assistant, limits: Limits, sandbox: Any = None) -> None:
-        self.assistant: Any = assistant
-        self.key = KEY
-        self.server = Server(assistant, sandbox or cast(Any, InProcess()), KEY, limits=limits)
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(self.server.app, access_log=False, log_level="info", ws="none")
-        self.uvicorn = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.uvicorn.run, args=([self.socket],))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-
-    def __enter__(self) -> Running:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.uvicorn.should_exit = True
-        self.thread.join()
-        self.socket.close()
-
-    def client(self, key: str = KEY) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20)
-
-
 @pytest.fixture
-def start_server():
+def start_server(running_server):
     """Starts a server over an assistant, with limits and a sandbox; it ends with the test."""
     with ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(Running(*arguments))
+        yield lambda assistant, limits=None, sandbox=None: stack.enter_context(
+            running_server(assistant, sandbox or InProcess(), limits)
+        )
 
 
 @pytest.fixture
 def running(scripted, start_server):
     """Starts a server whose model says the given messages."""
 
-    def start(*messages: str, limits: Limits | None = None, **more) -> Running:
-        return start_server(scripted(*messages, **more), limits or Limits())
+    def start(*messages: str, limits: Limits | None = None, **more):
+        return start_server(scripted(*messages, **more), limits)
 
     return start

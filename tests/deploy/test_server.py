@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from herd.console import HerdError
 from herd.deploy.assistant import Assistant
 from herd.deploy.server import KEY_VARIABLE, Limits, find_key, serve
 from herd.infer.engine import Engine
+from herd.infer.grammar import Grammars
 from herd.infer.remote import RemoteGenerator
 from herd.model.config import ModelConfig
 from herd.model.generation import Sampling
@@ -273,6 +275,10 @@ def test_who_leaves_the_queue_gives_up_the_place(running):
     assert len(model.prompts) == 1
 
 
+def function(name, parameters=None, **more):
+    return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}, **more}}
+
+
 BAD_REQUESTS = {
     "no-model": ({"messages": HELLO["messages"]}, 400, "model"),
     "other-model": ({**HELLO, "model": "gpt"}, 404, "model"),
@@ -282,7 +288,19 @@ BAD_REQUESTS = {
     "temperature": ({**HELLO, "temperature": -1}, 400, "temperature"),
     "several-choices": ({**HELLO, "n": 2}, 400, "n"),
     "penalty": ({**HELLO, "presence_penalty": 1}, 400, "presence_penalty"),
-    "json-mode": ({**HELLO, "response_format": {"type": "json_object"}}, 400, "response_format.type"),
+    "other-format": ({**HELLO, "response_format": {"type": "xml"}}, 400, "response_format.type"),
+    "no-schema": ({**HELLO, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
+    "bad-schema": (
+        {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}},
+        400,
+        "response_format.json_schema.schema",
+    ),
+    "strict-and-impossible": ({**HELLO, "tools": [function("f", {"not": {}}, strict=True)]}, 400, "tools"),
+    "required-of-another": (
+        {**HELLO, "tools": [function("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        400,
+        "tool_choice",
+    ),
     "max-tokens": ({**HELLO, "max_tokens": 10**9}, 400, "max_tokens"),
     "too-long": ({"model": "toy", "messages": [{"role": "user", "content": "why " * 3000}]}, 400, "messages"),
     "empty-stop": ({**HELLO, "stop": ""}, 400, "stop"),
@@ -411,6 +429,89 @@ def test_a_tiny_random_model_behind_a_real_engine_and_a_real_sandbox(tokenizer, 
         table = upload(ours)
         assert table["facts"]["rows"] == 3
         assert ask(ours, table["id"], "units?")[-1]["type"] == "done"
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def is_city(value):
+    return set(value) == {"city", "days"} and value["city"] in ("Oslo", "Rome") and 1 <= value["days"] <= 9
+
+
+def test_an_untrained_model_answers_in_json_and_calls_by_the_schema(tokenizer, start_server):
+    client = client_of(start_server(Assistant("toy", Engine(random_model(tokenizer), tokenizer), tokenizer, 900)))
+    free: dict[str, Any] = {**HELLO, "temperature": 1, "max_tokens": 200}
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    for seed in range(3):
+        choice = client.chat.completions.create(**free, seed=seed, response_format=schema).choices[0]
+        assert choice.finish_reason == "stop" and is_city(json.loads(choice.message.content))
+        chunks = client.chat.completions.create(**free, seed=seed, response_format=schema, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
+        tools = [function("weather", CITY), function("time", CITY), function("odd", {"not": {}}), PYTHON]
+        named = {"type": "function", "function": {"name": "weather"}}
+        choice = client.chat.completions.create(**free, seed=seed, tools=tools, tool_choice=named).choices[0]
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "weather" and is_city(json.loads(call.function.arguments))
+        choice = client.chat.completions.create(**free, seed=seed, tools=tools[:2], tool_choice="required").choices[0]
+        assert is_city(json.loads(choice.message.tool_calls[0].function.arguments))
+
+
+def test_what_an_answer_may_be_is_in_its_grammar(running):
+    server = running("{}", "{}", "Hi.", '{"name": "weather", "parameters": {"city": "Oslo", "days": 1}}')
+    client, seen = client_of(server), server.assistant.generator.samplings
+    client.chat.completions.create(**HELLO, response_format={"type": "json_object"})
+    client.chat.completions.create(**HELLO, response_format={"type": "json_object"}, tools=[PYTHON])
+    client.chat.completions.create(**HELLO, tools=[function("weather", CITY)])
+    tag = f"<[{server.assistant.tokenizer.call_id}]> TEXT"
+    assert seen[0].grammar.startswith("start: %json {") and tag not in seen[0].grammar
+    assert re.match(rf"start: %json .* \| {re.escape(tag)}\n", seen[1].grammar)
+    words = Grammars(server.assistant.tokenizer)
+    for text, taken in (
+        ("Hi {", True),
+        ('{"name"', True),
+        ('{"name": 1', False),
+        ('{"name": "weather", "parameters": {"city": "Oslo", "days": 1}}', True),
+        ('{"type": "function", "name": "weather", "parameters": {"city": "Oslo", "days": 0', False),
+        ('{"a": "JSON of another kind"}', True),
+    ):
+        progress = words.begin(seen[2].grammar)
+        with contextlib.nullcontext() if taken else pytest.raises(HerdError):
+            for token in server.assistant.tokenizer.encode(text):
+                progress.take(token)
+
+
+STRUCTURED = {
+    "json": (CITY, lambda text: is_city(json.loads(text))),
+    "json-text": (json.dumps(CITY), lambda text: is_city(json.loads(text))),
+    "regex": ("[0-9]{3}/[a-c]", lambda text: re.fullmatch("[0-9]{3}/[a-c]", text)),
+    "grammar": ('start: "yes" | "no"', lambda text: text in ("yes", "no")),
+}
+WRONG_STRUCTURED = {
+    "none": ({}, "structured_outputs"),
+    "two": ({"regex": "a", "json": {}}, "structured_outputs"),
+    "schema": ({"json": {"type": "text"}}, "structured_outputs.json"),
+    "no-json": ({"json": "{"}, "structured_outputs.json"),
+    "regex": ({"regex": "(?=a)"}, "structured_outputs.regex"),
+    "grammar": ({"grammar": "start: nothing"}, "structured_outputs.grammar"),
+    "unknown": ({"choice": ["a"]}, "structured_outputs.choice"),
+}
+
+
+def test_structured_outputs_of_each_kind(tokenizer, start_server):
+    client = start_server(Assistant("toy", Engine(random_model(tokenizer), tokenizer), tokenizer, 900)).client()
+    body = {"model": "toy", "prompt": ["a", "b"], "max_tokens": 100, "temperature": 1, "top_p": 1}
+    for name, (value, judge) in STRUCTURED.items():
+        asked = body | {"structured_outputs": {name.split("-")[0]: value}}
+        choices = client.post("/v1/completions", json=asked).json()["choices"]
+        assert len(choices) == 2 and all(judge(choice["text"]) for choice in choices), name
+    for value, param in WRONG_STRUCTURED.values():
+        reply = client.post("/v1/completions", json=body | {"structured_outputs": value})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == param
 
 
 def test_our_own_remote_generator_gets_what_the_engine_gives(tokenizer, start_server, monkeypatch):

@@ -30,3 +30,19 @@ def untrained(tokenizer, context, max_batch):
         for name, weight in model.named_parameters():
             torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
     return Engine(model, tokenizer, max_batch=max_batch)
+
+
+@pytest.fixture(scope="session")
+def wild(tokenizer):
+    """An untrained network, which draws all tokens alike, with a long context."""
+    torch.manual_seed(0)
+    return Engine(Transformer(ModelConfig(1, 16, 2, 1, 16, 400, 8, 4096)).requires_grad_(False), tokenizer)
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small lose by a second thread, the more the busier the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from herd.console import HerdError
-from herd.infer.engine import Engine
 from herd.infer.grammar import Grammars
-from herd.model.config import ModelConfig
 from herd.model.generation import Sampling
-from herd.model.transformer import Transformer
 
 SCHEMA = {
     "type": "object",
@@ -27,11 +24,7 @@ JSON = f"start: %json {json.dumps(SCHEMA | {'x-guidance': {'whitespace_flexible'
 DATE = 'start: DATE (", " DATE){0,2}\nDATE: /[12][0-9]{3}-[01][0-9]-[0-3][0-9]/'
 
 
-@pytest.fixture(scope="module")
-def wild(tokenizer):
-    """An untrained network with a long context."""
-    torch.manual_seed(0)
-    return Engine(Transformer(ModelConfig(1, 16, 2, 1, 16, 400, 8, 300)).requires_grad_(False), tokenizer)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sample(engine, tokenizer, grammar, count, **settings):

@@ -4,8 +4,9 @@ Two ways. A client that offers a function named `python` gets the model's code a
 the result back. A request with `table` is worked on here: the code runs in the server's sandbox, and what happened is
 told beside the words, in the field `herd` of each delta (streamed) or of the message (whole).
 
-Functions of other names are described to the model in the system message; whether it can use them depends on what it
-was trained on. Their calls are text until they are whole, so with them the words are not streamed piece by piece.
+Functions of other names are described to the model in the system message; whether it uses them well depends on what it
+was trained on. A message that begins as a call of one follows the schema of its arguments. Their calls are text until
+they are whole, so with them the words are not streamed piece by piece.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from herd.deploy.protocol import (
     sse,
     usage,
 )
-from herd.deploy.reading import WORDS_ONLY, Piece, Written, call_only, read, words_or_call
+from herd.deploy.reading import Piece, Written, message_grammar, read
 from herd.deploy.tables import Table
 from herd.model.dialog import Dialog, Message, from_openai, python_call
 from herd.model.generation import Sampling
+from herd.model.grammars import call_rules
 from herd.tools.prompts import system_prompt
 
 REFUSED = "content_filter"
@@ -87,6 +89,8 @@ def prepare(assistant: Assistant, request: ChatRequest, table: Table | None) -> 
     if table is not None:
         if request.tools:
             raise RequestError(400, "with 'table' the server runs the code itself; leave 'tools' out", "tools")
+        if request.response_format and request.response_format.type != "text":
+            raise RequestError(400, "with 'table' an answer is words; leave 'response_format' out", "response_format")
         if dialog.messages[-1].role != "user":
             raise RequestError(400, "with 'table' the last message must be the user's", "messages")
         dialog = _with_system(dialog, system_prompt(table.facts))
@@ -127,15 +131,31 @@ def _describe(functions: list[Function]) -> str:
 
 
 def _grammar(request: ChatRequest, call_id: int | None) -> str:
-    """What the client's tools allow. Raises RequestError where a call is required that this model cannot make."""
-    offered = call_id is not None and any(function.name == PYTHON for function in request.functions)
-    wanted = request.tool_choice
+    """What the client's tools and format allow. Raises RequestError for a required call that this model cannot make."""
+    answer = request.response_format.expression() if request.response_format else None
+    wanted, functions = request.tool_choice, request.functions
     named = wanted.function.name if isinstance(wanted, Tool) else None
-    if named is not None or wanted == "required":
-        if named not in (None, PYTHON) or not offered or call_id is None:
-            raise RequestError(400, f"a call can be required only of a function '{PYTHON}' in tools", "tool_choice")
-        return call_only(call_id)
-    return words_or_call(call_id) if offered and call_id is not None else WORDS_ONLY
+    callable_ = [f for f in functions if f.name != PYTHON or call_id is not None]
+    allowed = [f for f in callable_ if named in (None, f.name)]
+    required = named is not None or wanted == "required"
+    if required and not allowed:
+        raise RequestError(
+            400, "the call that is required is of no function in tools that this model can call", "tool_choice"
+        )
+    others = {f.name: _schema(f) for f in allowed if f.name != PYTHON}
+    code = call_id if any(f.name == PYTHON for f in allowed) else None
+    return message_grammar(code, call_rules(others) if others else None, answer, required)
+
+
+def _schema(function: Function) -> dict[str, Any] | None:
+    """The schema of a function's arguments; None, any object, for one that no grammar can say, unless it is strict."""
+    try:
+        call_rules({function.name: function.parameters})
+    except HerdError as error:
+        if function.strict:
+            raise RequestError(400, str(error), "tools") from None
+        return None
+    return function.parameters
 
 
 def finish_reason(written: Written) -> str:

@@ -65,7 +65,7 @@ def prepare(assistant: Assistant, request: CompletionRequest) -> Task:
             raise RequestError(400, f"prompt {number} was refused by the guard", "prompt", "content_policy_violation")
     if request.stream and (len(prompts) > 1 or request.logprobs is not None):
         raise RequestError(400, "streaming is for one prompt, without logprobs", "stream")
-    grammar = request.structured_outputs.grammar if request.structured_outputs else None
+    grammar = request.structured_outputs.lark() if request.structured_outputs else None
     sampling = request.sampling(assistant.sampling, assistant.context - 1, grammar)
     more = {"min_p": request.min_p, "repetition": request.repetition_penalty}
     sampling = replace(sampling, top_k=max(request.top_k, 0), **more)  # -1 is vLLM's "all"

@@ -1,7 +1,7 @@
 """What clients of the OpenAI protocol send and get: requests checked by pydantic, errors and replies as they expect.
 
-What would change an answer and is not offered (several choices, penalties, JSON mode) is refused by name; fields that
-only describe a request (user, metadata, store) are let pass. Our one addition to a chat request is `table`, the id of
+What would change an answer and is not offered (several choices, penalties) is refused by name; fields that only
+describe a request (user, metadata, store) are let pass. Our one addition to a chat request is `table`, the id of
 an uploaded table: the server then runs the model's code itself.
 """
 
@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
+from herd.console import HerdError
 from herd.model.generation import Sampling
+from herd.model.grammars import checked, json_schema, json_value, regex
 
 MAX_MESSAGES = 256
 MAX_PROMPTS = 64
@@ -87,9 +89,12 @@ class _Sampled(_Request):
 
 
 class Function(_Request):
+    """With `strict`, parameters that no grammar can say are an error; without, arguments are then any object."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(_Request):
@@ -97,12 +102,37 @@ class Tool(_Request):
     function: Function
 
 
+class JsonSchema(_Request):
+    name: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class ResponseFormat(_Request):
+    """What the words of an answer are: text, some JSON object, or JSON of a schema, which is followed to the letter."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def expression(self) -> str | None:
+        """The grammar's expression, None for text. Raises RequestError for a schema that no grammar can say."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return json_value({"type": "object"})
+        if self.json_schema is None:
+            raise RequestError(400, "type json_schema needs a json_schema", "response_format.json_schema")
+        try:
+            return json_value(self.json_schema.schema_)
+        except HerdError as error:
+            raise RequestError(400, str(error), "response_format.json_schema.schema") from None
+
+
 class ChatRequest(_Sampled):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | Tool | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: Literal[False] | None = None
     table: str | None = None
 
@@ -116,10 +146,37 @@ class ChatRequest(_Sampled):
 
 
 class StructuredOutputs(_Request):
-    """A grammar in llguidance's Lark syntax; vLLM's other kinds are not offered."""
+    """One of these: a JSON schema (as an object or as text), a regular expression, llguidance's Lark syntax.
+
+    vLLM's other kinds are not offered.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    grammar: Annotated[str, Field(max_length=MAX_GRAMMAR_CHARACTERS)]
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    def lark(self) -> str:
+        """The grammar. Raises RequestError for none, for several, and for one that is wrong."""
+        given = {
+            kind: value
+            for kind, value in (("json", self.json_), ("regex", self.regex), ("grammar", self.grammar))
+            if value is not None
+        }
+        if len(given) != 1:
+            raise RequestError(400, "give one of json, regex and grammar", "structured_outputs")
+        ((kind, value),) = given.items()
+        try:
+            if kind == "json":
+                found = json_schema(json.loads(value) if isinstance(value, str) else value)
+            else:
+                found = regex(value) if kind == "regex" else checked(value)
+        except (HerdError, ValueError) as error:
+            raise RequestError(400, str(error), f"structured_outputs.{kind}") from None
+        if len(found) > MAX_GRAMMAR_CHARACTERS:
+            problem = f"it is longer than {MAX_GRAMMAR_CHARACTERS} characters"
+            raise RequestError(400, problem, f"structured_outputs.{kind}")
+        return found
 
 
 class CompletionRequest(_Sampled):

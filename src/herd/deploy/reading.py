@@ -23,6 +23,7 @@ Ending = Literal["end", "length", "stopped", "refused"]
 
 WORDS = "TEXT: /(?s:.*)/"  # llguidance lets text spell no special token, so a call cannot be opened in it
 WORDS_ONLY = f"start: TEXT\n{WORDS}"
+OTHER_WORDS = r'OTHER_WORDS: /(?s:.*)/ & ~/(?s:\s*(\{\s*"(name|type)"|<tool_call>|<function=).*)/'
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,25 @@ class Written:
 
 def words_or_call(call_id: int) -> str:
     """The grammar of a message of words, with or without code after them."""
-    return f"start: TEXT (<[{call_id}]> TEXT)?\n{WORDS}"
+    return message_grammar(call_id)
 
 
-def call_only(call_id: int) -> str:
-    """The grammar of a message that is code."""
-    return f"start: <[{call_id}]> TEXT\n{WORDS}"
+def message_grammar(
+    call_id: int | None = None, functions: str | None = None, answer: str | None = None, required: bool = False
+) -> str:
+    """The grammar of a message: words, code behind them where there is a `call_id`, or a function's call.
+
+    `functions` are the rules of `grammars.call_rules`: words then do not begin as such a call does. `answer` is an
+    expression that takes the place of words. With `required` the message is a call.
+    """
+    words = answer or ("OTHER_WORDS" if functions else "TEXT")
+    code = None if call_id is None else f"<[{call_id}]> TEXT"
+    forms = [] if required else [words if answer or code is None else f"{words} ({code})?"]
+    if code is not None and (required or answer):
+        forms.append(code)
+    if functions:
+        forms.append("call")
+    return "\n".join([f"start: {' | '.join(forms)}", WORDS, *([OTHER_WORDS, functions] if functions else [])])
 
 
 def read(
