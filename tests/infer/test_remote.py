@@ -111,6 +111,7 @@ class Side:
     near: float = 1e-4
     context: int = 64
     all_logprobs: bool = True  # llama.cpp tells none for the tokens that a stop string takes back
+    tells_prompts: bool = False  # the log-probabilities of their tokens
     batch_rounds: bool = False  # llama.cpp: what runs beside a request changes its logits enough to change a draw
 
 
@@ -130,7 +131,7 @@ def ours(request):
     with request.getfixturevalue("running_server")(assistant, None) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HERD_REMOTE_KEY", server.key)
         remote = RemoteGenerator(f"{server.url}/v1", "tiny", engine.tokenizer)
-        yield Side(engine, remote, "context of 64 has to hold the answer too", "ids from 0 to 399")
+        yield Side(engine, remote, "context of 64 has to hold the answer too", "ids from 0 to 399", tells_prompts=True)
 
 
 @contextmanager
@@ -151,7 +152,9 @@ def llama_cpp(request):
     written = read_gguf(path)
     engine = Engine(build(written.config, written.state), written.tokenizer)
     remote = RemoteGenerator(f"{server.listening_address}/v1", "smollm2", written.tokenizer)
-    yield Side(engine, remote, "exceeds the available context size .256", "invalid tokens", 0.05, 256, False, True)
+    yield Side(
+        engine, remote, "exceeds the available context size .256", "invalid tokens", 0.05, 256, False, False, True
+    )
 
 
 SIDES = {"fake": fake, "ours": ours, "llama.cpp": llama_cpp}
@@ -182,6 +185,19 @@ def test_the_same_greedy_completions_here_and_there(side, prompts):
         told = [(x, y) for x, y in zip(a.logprobs, b.logprobs, strict=True) if side.all_logprobs or not isnan(y)]
         assert len(told) >= len(a.logprobs) - 2 * (a.stop_reason == "stop")
         assert all(x == pytest.approx(y, abs=side.near) for x, y in told)
+
+
+def test_log_probabilities_of_prompts_are_told_or_that_they_are_not(side, prompts):
+    asked = [Sampling(0.0, max_tokens=length, prompt_logprobs=True) for length in (0, 3, 0, 1)]
+    here = side.engine.generate(prompts, asked)
+    if not side.tells_prompts:
+        with pytest.raises(HerdError, match=r"log-probabilit"):
+            side.remote.generate(prompts, asked)
+        return
+    there = side.remote.generate(prompts, asked)
+    assert [(c.ids, c.text, c.stop_reason) for c in there] == [(c.ids, c.text, c.stop_reason) for c in here]
+    for a, b in zip(here, there, strict=True):
+        assert a.prompt_logprobs == pytest.approx(b.prompt_logprobs, abs=side.near)
 
 
 def test_streams_agree_with_generate(generator, prompts):

@@ -1,7 +1,8 @@
 """Plain completions: texts or token ids continued as they are, with log-probabilities where asked for.
 
 Enough for `infer/remote.py`: prompts as token ids, several at once, `logprobs` 0 or 1 (those of the drawn tokens) and
-vLLM's `return_token_ids` and `structured_outputs`. Streaming is for one prompt without log-probabilities.
+vLLM's `return_token_ids`, `structured_outputs` and `prompt_logprobs` 0 (of the prompt's tokens alone). Streaming is for
+one prompt without log-probabilities.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from herd.deploy.reading import Piece, Written, read
 from herd.model.generation import Completion, Sampling
 from herd.model.tokenizer import Tokenizer
 
-GROUP = 16  # prompts that run to their end once begun: between groups the job can be cancelled
+GROUP = 16  # prompts of one call
 FINISHES = {
     **dict.fromkeys(("end", "stop", "stopped", "cancelled"), "stop"),
     **dict.fromkeys(("length", "context", "deadline"), "length"),
@@ -38,7 +39,7 @@ class Task:
         for start in range(0, len(self.prompts), GROUP):
             if stop.is_set():
                 return
-            yield from self.assistant.generator.generate(self.prompts[start : start + GROUP], self.sampling)
+            yield from self.assistant.generator.generate(self.prompts[start : start + GROUP], self.sampling, stop)
 
     def parts(self, stop: threading.Event) -> Iterator[Piece | Written]:
         """The job of a streamed reply."""
@@ -63,12 +64,18 @@ def prepare(assistant: Assistant, request: CompletionRequest) -> Task:
             raise RequestError(400, message, "prompt", "context_length_exceeded")
         if assistant.refusal(assistant.tokenizer.decode(ids)):
             raise RequestError(400, f"prompt {number} was refused by the guard", "prompt", "content_policy_violation")
-    if request.stream and (len(prompts) > 1 or request.logprobs is not None):
+    scored = request.prompt_logprobs is not None
+    if request.stream and (len(prompts) > 1 or request.logprobs is not None or scored):
         raise RequestError(400, "streaming is for one prompt, without logprobs", "stream")
     grammar = request.structured_outputs.lark() if request.structured_outputs else None
     sampling = request.sampling(assistant.sampling, assistant.context - 1, grammar)
-    more = {"min_p": request.min_p, "repetition": request.repetition_penalty}
-    sampling = replace(sampling, top_k=max(request.top_k, 0), **more)  # -1 is vLLM's "all"
+    sampling = replace(
+        sampling,
+        top_k=max(request.top_k, 0),  # -1 is vLLM's "all"
+        min_p=request.min_p,
+        repetition=request.repetition_penalty,
+        prompt_logprobs=scored,
+    )
     return Task(assistant, request, prompts, sampling)
 
 
@@ -97,6 +104,13 @@ def _choice(task: Task, number: int, completion: Completion) -> dict[str, Any]:
         choice["logprobs"]["top_logprobs"] = None
     if task.request.return_token_ids:
         choice["token_ids"] = list(completion.ids)
+    if task.request.prompt_logprobs is not None:
+        told = zip(task.prompts[number][1:], completion.prompt_logprobs, strict=True)
+        decode = task.assistant.tokenizer.decode
+        choice["prompt_logprobs"] = [
+            None,
+            *({str(token): {"logprob": logprob, "decoded_token": decode([token])}} for token, logprob in told),
+        ]
     return choice
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from herd.console import HerdError
 from herd.infer.request import Request
 from herd.model.generation import Completion, Sampling, StopReason
 from herd.model.tokenizer import Tokenizer
@@ -91,7 +92,7 @@ class VLLM:
     def payload(self, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, seed: int, stream: bool) -> Payload:
         payload: Payload = {
             "prompt": prompt,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": max(sampling.max_tokens, 1),  # for 0 one is drawn, and not told on
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed,
@@ -107,6 +108,8 @@ class VLLM:
             payload["min_p"] = sampling.min_p
         if sampling.repetition != 1:
             payload["repetition_penalty"] = sampling.repetition
+        if sampling.prompt_logprobs:
+            payload["prompt_logprobs"] = 0
         if sampling.grammar is not None:
             payload["structured_outputs"] = {"grammar": sampling.grammar}
         return payload
@@ -124,7 +127,10 @@ class VLLM:
         else:
             ended = not sampling.stop or (bool(ids) and ids[-1] in tokenizer.stop_ids)
             reason = "end" if ended else "stop"
-        return Completion(_string(choice.get("text")), tuple(ids), tuple(map(float, values)), reason)
+        of_prompt = _prompt_logprobs(choice, prompt) if sampling.prompt_logprobs else ()
+        if not sampling.max_tokens:
+            return Completion("", (), (), "length", of_prompt)
+        return Completion(_string(choice.get("text")), tuple(ids), tuple(map(float, values)), reason, of_prompt)
 
     def event(self, event: Payload, tokenizer: Tokenizer) -> Event:
         if not event.get("choices") and "error" not in event:  # an event of usage figures has no choice
@@ -147,6 +153,8 @@ class LlamaCpp:
         return f"{base.removesuffix('/v1')}/completion"
 
     def payload(self, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, seed: int, stream: bool) -> Payload:
+        if sampling.prompt_logprobs:
+            raise HerdError("llama.cpp's server does not tell the log-probabilities of a prompt; vLLM's and herd's do")
         payload: Payload = {
             "prompt": prompt,
             "n_predict": sampling.max_tokens,
@@ -201,6 +209,16 @@ def _logprobs(reply: Payload, ids: list[int], tokenizer: Tokenizer) -> Iterator[
             yield math.nan
         else:
             yield float(told.popleft()["logprob"])
+
+
+def _prompt_logprobs(choice: Payload, prompt: list[int]) -> tuple[float, ...]:
+    """Those of the prompt's tokens from the second on, which stand under their ids."""
+    told = choice.get("prompt_logprobs")
+    try:
+        assert isinstance(told, list) and len(told) == len(prompt)
+        return tuple(float(one[str(token)]["logprob"]) for token, one in zip(prompt[1:], told[1:], strict=True))
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise Unreadable(f"gave no log-probability for each of the prompt's {len(prompt)} tokens") from None
 
 
 def _choice(reply: Payload) -> Payload:
