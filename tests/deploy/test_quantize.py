@@ -132,10 +132,10 @@ def test_the_verb_and_what_runs_it(smoke_run, tmp_path, capsys):
     asked = ["generate", "--run", str(run), "--member", name, "--max-tokens", "5", "--quantized", "int4", "def"]
     assert main(asked) == 1 and f"herd quantize {name} --scheme int4" in capsys.readouterr().err
     assert main(["quantize", name, "--scheme", "int4", "--run", str(run)]) == 0
-    assert "gate" in capsys.readouterr().out
+    assert "gate" in capsys.readouterr().err
     assert main(asked) == 0 and capsys.readouterr().out.startswith("def")
     assert main(["quantize", name, "--scheme", "int4", "--run", str(run)]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "done already" in capsys.readouterr().err
     assert main(["prove", "--run", str(run), "--claim", f"{name}.quantized.int4.kl"]) == 0
     assert main(["report", "--run", str(run)]) == 0
     assert "Quantized, as they run" in (run / "report.html").read_text()
