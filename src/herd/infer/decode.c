@@ -6,8 +6,8 @@
    products of a group are integer; everything else is float32.
 
    A row's logits depend neither on its neighbours nor on the number of threads: no sum is split by either.
-   Nothing is checked here; native.py checks. Compiles with gcc and clang; the vector types are theirs. One file past 500
-   lines, so that one call of a compiler builds it and its text is all that a compiled copy depends on. */
+   Nothing is checked here; native.py checks. Compiles with gcc and clang; the vector types are theirs. One file past
+   500 lines, so that one call of a compiler builds it and its text is all that a compiled copy depends on. */
 
 #include <math.h>
 #include <stdint.h>
