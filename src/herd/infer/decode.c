@@ -6,7 +6,8 @@
    products of a group are integer; everything else is float32.
 
    A row's logits depend neither on its neighbours nor on the number of threads: no sum is split by either.
-   Nothing is checked here; native.py checks. Compiles with gcc and clang; the vector types are theirs. */
+   Nothing is checked here; native.py checks. Compiles with gcc and clang; the vector types are theirs. One file past
+   500 lines, so that one call of a compiler builds it and its text is all that a compiled copy depends on. */
 
 #include <math.h>
 #include <stdint.h>
@@ -163,7 +164,7 @@ INLINE void tile_rows(const Matrix *w, const uint8_t *tile, const Inputs *x, flo
     for (int b = 0; b < count; b++) y[b] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g++, codes += TILE * GROUP * bits / 8) {
         __m512i four[8];
-        for (int v = 0; v < 2 * bits / 2; v++) {
+        for (int v = 0; v < bits; v++) {
             const __m512i loaded = _mm512_loadu_si512(codes + 64 * v);
             _mm_prefetch((const char *)codes + 64 * v + AHEAD, _MM_HINT_T1);
             if (bits == 8) {
@@ -251,6 +252,15 @@ static void product(const Matrix *w, int64_t tile, const Inputs *x, int64_t rows
     for (int64_t done = 0; done < rows; done += 8, x += 8 * (w->columns / GROUP), out += 8 * TILE)
         switch (rows - done < 8 ? rows - done : 8) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
+}
+
+/* x += the product, this thread's tiles of it. */
+static void add_product(const Matrix *w, const Inputs *in, int64_t rows, float *y, float *x) {
+#pragma omp for schedule(static) nowait
+    for (int64_t t = 0; t < w->rows / TILE; t++) {
+        product(w, t, in, rows, y);
+        for (int64_t i = 0; i < rows * TILE; i++) x[i / TILE * w->rows + t * TILE + i % TILE] += y[i];
+    }
 }
 
 /* To 8 bits, the largest of each group to 127. What is not a number, or infinite, makes its group's scale NaN. */
@@ -411,8 +421,8 @@ static void merge(const float *chunk, int64_t count, int64_t stride, int64_t wid
     for (int64_t e = 0; e < width; e++) out[e] /= total;
 }
 
-/* Threads meet here, five times a layer. OpenMP's own barrier spins for milliseconds: on a machine that others keep busy
-   it took a step of 10 ms to 800, as the thread that is waited for does not get a processor. */
+/* Threads meet here, five times a layer. OpenMP's own barrier spins for milliseconds, and on a busy machine the thread
+   that is waited for gets no processor: steps of 10 ms took 800. */
 typedef struct {
     int64_t arrived, round;
 } Meeting;
@@ -493,11 +503,7 @@ int herd_decode(const Model *m, int64_t rows, const int32_t *tokens, const int32
                           row + h * width);
                 quantize(row, attended, in + b * (attended / GROUP));
             }
-#pragma omp for schedule(static) nowait
-            for (int64_t t = 0; t < m->dim / TILE; t++) {
-                product(&layer->wo, t, in, rows, y);
-                for (int64_t i = 0; i < rows * TILE; i++) x[i / TILE * m->dim + t * TILE + i % TILE] += y[i];
-            }
+            add_product(&layer->wo, in, rows, y, x);
             meet(&meeting);
             normalize(x, layer->ffn_norm, m, rows, row, in);
 #pragma omp for schedule(static) nowait
@@ -512,11 +518,7 @@ int herd_decode(const Model *m, int64_t rows, const int32_t *tokens, const int32
             meet(&meeting);
             for (int64_t b = 0; b < rows; b++)
                 quantize(gated + b * m->ffn_dim, m->ffn_dim, in + b * (m->ffn_dim / GROUP));
-#pragma omp for schedule(static) nowait
-            for (int64_t t = 0; t < m->dim / TILE; t++) {
-                product(&layer->w2, t, in, rows, y);
-                for (int64_t i = 0; i < rows * TILE; i++) x[i / TILE * m->dim + t * TILE + i % TILE] += y[i];
-            }
+            add_product(&layer->w2, in, rows, y, x);
             meet(&meeting);
         }
         normalize(x, m->norm, m, rows, row, in);
