@@ -158,19 +158,18 @@ class StructuredOutputs(_Request):
 
     def lark(self) -> str:
         """The grammar. Raises RequestError for none, for several, and for one that is wrong."""
-        given = {
-            kind: value
-            for kind, value in (("json", self.json_), ("regex", self.regex), ("grammar", self.grammar))
-            if value is not None
-        }
+        kinds = {"json": self.json_, "regex": self.regex, "grammar": self.grammar}
+        given = [kind for kind, value in kinds.items() if value is not None]
         if len(given) != 1:
             raise RequestError(400, "give one of json, regex and grammar", "structured_outputs")
-        ((kind, value),) = given.items()
+        (kind,) = given
         try:
-            if kind == "json":
-                found = json_schema(json.loads(value) if isinstance(value, str) else value)
+            if self.regex is not None:
+                found = regex(self.regex)
+            elif self.grammar is not None:
+                found = checked(self.grammar)
             else:
-                found = regex(value) if kind == "regex" else checked(value)
+                found = json_schema(json.loads(self.json_) if isinstance(self.json_, str) else self.json_ or {})
         except (HerdError, ValueError) as error:
             raise RequestError(400, str(error), f"structured_outputs.{kind}") from None
         if len(found) > MAX_GRAMMAR_CHARACTERS:
