@@ -17,6 +17,7 @@ from herd.model.generation import Sampling
 from herd.model.transformer import Transformer
 
 TOKENS = 64
+PROMPTS = 32  # whose completions are compared alone and in a batch
 GREEDY = Sampling(0.0, max_tokens=TOKENS)
 LIBRARY = pathlib.Path(os.__file__).parent
 QUESTIONS = (
@@ -138,7 +139,7 @@ def test_how_often_a_batch_gives_what_a_prompt_gives_alone(dtype, least_whole, l
     ids = smollm2.tokenizer.encode("".join((LIBRARY / f"{name}.py").read_text() for name in ("ast", "csv", "heapq")))
     words = [smollm2.tokenizer.encode(text) for text in BEGINNINGS]
     chats = [chat_prompt(smollm2.tokenizer, question) for question in QUESTIONS]
-    code = [ids[40 * at : 40 * at + 8 + 5 * at] for at in range(64 - len(words) - len(chats))]
+    code = [ids[40 * at : 40 * at + 8 + 5 * at] for at in range(PROMPTS - len(words) - len(chats))]
     prompts = words + chats + code
     single = alone(Engine(model, smollm2.tokenizer), prompts)
     for rows in (16, 32):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from herd.console import HerdError
 from herd.deploy.assistant import Assistant, Conversation, Error, Notice, Text
 from herd.infer.engine import Engine
 from herd.infer.quantized_files import is_quantized, load_quantized
@@ -44,6 +45,8 @@ def open_generator(model: Path, tokenizer: Path) -> Iterator[tuple[Generator, To
         return
     from herd.infer.pipeline import load_stage, pipeline, processes
 
+    if is_quantized(model):
+        raise HerdError(f"{model}: quantized weights run in one process; start it without torchrun")
     hardware, words = local_hardware(Compute()), Tokenizer.load(tokenizer)
     device = hardware.device
     if device.type == "cuda":
