@@ -385,3 +385,13 @@ def test_with_fixed_shapes_company_changes_nothing_to_the_bit(dtype, tokenizer):
     again = engine.generate(prompts[::-1], Sampling(0.0, max_tokens=20))
     for prompt, one in zip(prompts[::-1], again, strict=True):
         assert engine.generate([prompt], Sampling(0.0, max_tokens=20))[0].logprobs == one.logprobs
+
+
+def test_further_stop_tokens_end_a_request_and_unknown_ones_are_named(engine, prompts):
+    plain = engine.generate([prompts[0]], GREEDY)[0]
+    at = next(at for at, token in enumerate(plain.ids) if at and token not in plain.ids[:at])
+    stopped = engine.generate([prompts[0]], replace(GREEDY, stop_ids=(plain.ids[at],)))[0]
+    assert stopped.ids == plain.ids[: at + 1] and stopped.stop_reason == "end"
+    assert stopped.text == engine.tokenizer.decode(plain.ids[:at])
+    with pytest.raises(HerdError, match=r"prompt 1: stop_ids \[400\]; expected token ids, 0 \.\. 399"):
+        engine.generate(prompts[:2], [GREEDY, replace(GREEDY, stop_ids=(400,))])

@@ -75,6 +75,7 @@ def completions_of(engine):
             grammar,
             payload.get("min_p", 0.0),
             payload.get("repetition_penalty", 1.0),
+            stop_ids=tuple(payload["stop_token_ids"]),
         )
         with lock:
             try:
@@ -198,6 +199,13 @@ def test_log_probabilities_of_prompts_are_told_or_that_they_are_not(side, prompt
     assert [(c.ids, c.text, c.stop_reason) for c in there] == [(c.ids, c.text, c.stop_reason) for c in here]
     for a, b in zip(here, there, strict=True):
         assert a.prompt_logprobs == pytest.approx(b.prompt_logprobs, abs=side.near)
+
+
+def test_further_stop_tokens_end_it_here_and_there(side, prompts):
+    token = side.engine.generate([prompts[0]], GREEDY)[0].ids[5]
+    asked = Sampling(0.0, max_tokens=12, stop_ids=(token,))
+    here, there = side.engine.generate([prompts[0]], asked)[0], side.remote.generate([prompts[0]], asked)[0]
+    assert here.ids[-1] == token and (there.ids, there.text, there.stop_reason) == (here.ids, here.text, "end")
 
 
 def test_streams_agree_with_generate(generator, prompts):

@@ -64,6 +64,10 @@ def prepare(assistant: Assistant, request: CompletionRequest) -> Task:
             raise RequestError(400, message, "prompt", "context_length_exceeded")
         if assistant.refusal(assistant.tokenizer.decode(ids)):
             raise RequestError(400, f"prompt {number} was refused by the guard", "prompt", "content_policy_violation")
+    stop_ids = tuple(request.stop_token_ids or ())
+    if any(not 0 <= token < assistant.tokenizer.vocab_size for token in stop_ids):
+        known = f"ids from 0 to {assistant.tokenizer.vocab_size - 1}"
+        raise RequestError(400, f"expected {known}", "stop_token_ids")
     scored = request.prompt_logprobs is not None
     if request.stream and (len(prompts) > 1 or request.logprobs is not None or scored):
         raise RequestError(400, "streaming is for one prompt, without logprobs", "stream")
@@ -75,6 +79,7 @@ def prepare(assistant: Assistant, request: CompletionRequest) -> Task:
         min_p=request.min_p,
         repetition=request.repetition_penalty,
         prompt_logprobs=scored,
+        stop_ids=stop_ids,
     )
     return Task(assistant, request, prompts, sampling)
 

@@ -188,6 +188,7 @@ class CompletionRequest(_Sampled):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     return_token_ids: bool = False
+    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     structured_outputs: StructuredOutputs | None = None
 

@@ -96,7 +96,7 @@ class VLLM:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed,
-            "stop_token_ids": sorted(tokenizer.stop_ids),
+            "stop_token_ids": sorted({*tokenizer.stop_ids, *sampling.stop_ids}),
             "return_token_ids": True,
         }
         payload |= {"stream": True} if stream else {"logprobs": 1}
@@ -125,7 +125,7 @@ class VLLM:
         if choice.get("finish_reason") == "length":
             reason = "length" if len(ids) >= sampling.max_tokens else "context"
         else:
-            ended = not sampling.stop or (bool(ids) and ids[-1] in tokenizer.stop_ids)
+            ended = not sampling.stop or (bool(ids) and ids[-1] in {*tokenizer.stop_ids, *sampling.stop_ids})
             reason = "end" if ended else "stop"
         of_prompt = _prompt_logprobs(choice, prompt) if sampling.prompt_logprobs else ()
         if not sampling.max_tokens:

@@ -97,7 +97,7 @@ class Engine:
         """One completion for each prompt, in order; one sampling for all, or one each. Setting `stop` cancels the rest.
 
         Raises HerdError naming a prompt that is empty, holds an unknown id, is longer than the context or the cache,
-        has a wrong grammar, or for which the model gives logits that are not numbers.
+        has a wrong grammar or stop id, or for which the model gives logits that are not numbers.
         """
         each = one_each(prompts, sampling)
         requests = [self._request(prompt, index, each[index]) for index, prompt in enumerate(prompts)]
@@ -141,6 +141,9 @@ class Engine:
             )
         if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
             raise HerdError(f"prompt {index} holds a token id outside 0 .. {config.vocab_size - 1}")
+        if any(not 0 <= token < self.tokenizer.vocab_size for token in sampling.stop_ids):
+            known = f"0 .. {self.tokenizer.vocab_size - 1}"
+            raise HerdError(f"prompt {index}: stop_ids {list(sampling.stop_ids)}; expected token ids, {known}")
         try:
             grammar = self._grammars.begin(sampling.grammar) if sampling.grammar is not None else None
         except HerdError as error:

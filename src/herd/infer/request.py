@@ -106,7 +106,7 @@ class Request:
         if self.sampling.repetition != 1:
             self._seen.add(token)
         self.logprobs.append(logprob)
-        if token in self.tokenizer.stop_ids:
+        if token in self.tokenizer.stop_ids or token in self.sampling.stop_ids:
             self._end("end")
             return
         self._add(self._characters.decode(self.tokenizer.token_bytes(token)))

@@ -23,10 +23,11 @@ class Sampling:
     `repetition` divides (or, below 0, multiplies) the logits of tokens that came before, in the prompt or since; 1 does
     nothing (Keskar et al. 2019, arXiv:1909.05858). Temperature 0 then is greedy and ignores the rest: `top_k` keeps
     that many tokens (0: all), `min_p` those with at least that share of the best one's chance, `top_p` the most
-    probable of these until their mass reaches it. `stop` ends the text before the first of these strings, `seconds` a
-    request that long after it was asked. `grammar` is what the whole completion must follow, in llguidance's Lark
-    syntax (`infer/grammar.py`); a stop token can come only where the grammar may end. `prompt_logprobs` asks for those
-    of the prompt's tokens too, and then `max_tokens` may be 0. Raises HerdError naming a value that is out of range.
+    probable of these until their mass reaches it. `stop` ends the text before the first of these strings, `stop_ids`
+    are tokens that end it besides the tokenizer's, `seconds` ends a request that long after it was asked. `grammar` is
+    what the whole completion must follow, in llguidance's Lark syntax (`model/grammars.py`); a stop token can come only
+    where the grammar may end. `prompt_logprobs` asks for those of the prompt's tokens too, and then `max_tokens` may be
+    0. Raises HerdError naming a value that is out of range.
     """
 
     temperature: float = 0.6
@@ -40,6 +41,7 @@ class Sampling:
     repetition: float = 1.0
     seconds: float | None = None
     prompt_logprobs: bool = False
+    stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
