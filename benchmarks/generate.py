@@ -173,19 +173,14 @@ def ours(int4: bool, threads: int, folder: Path, prompt: list[int], ends: list[i
 
 def fullest(engine: Any, work: Any) -> tuple[int, int, int]:
     """Blocks, tokens and sequences after the step of `work` that leaves the most blocks in use."""
-    import threading
+    seen, step = [], engine._step
 
-    seen, over = [(0, 1, 0)], threading.Event()
+    def watched() -> None:
+        step()
+        seen.append(engine.memory())
 
-    def watch() -> None:
-        while not over.wait(0.02):
-            seen.append(engine.memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    engine._step = watched
     work()
-    over.set()
-    watcher.join()
     return max(seen)
 
 

@@ -85,7 +85,7 @@ class Engine:
         self._live: list[_Live] = []
         self._sent: deque[tuple[list[_Asked], Callable[[], Tensor]]] = deque()
         self._read = False  # whether the last pass of fixed shape read a prompt
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._grammars = Grammars(tokenizer)
 
     def generate(
