@@ -38,6 +38,8 @@ BEGINNINGS = (
     "The mitochondria is",
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def alone(engine, prompts):
     return [engine.generate([prompt], GREEDY)[0].ids for prompt in prompts]
@@ -75,7 +77,6 @@ def check(model, theirs_model, tokenizer, prompts):
     print(f"narrowest lead of a token over the next: {min(leads):.2e} nats")  # what a rounding could turn over
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_small_model(tokenizer, tmp_path):
     torch.manual_seed(2)
     config = ModelConfig(2, 48, 4, 2, 96, 400, 12, 400, tied_embeddings=True)
