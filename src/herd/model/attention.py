@@ -28,13 +28,21 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
     """
     queries, keys = q_BHTE.shape[2], k_BKSE.shape[2]
     k, v = k_BKSE.to(q_BHTE.dtype), v_BKSE.to(q_BHTE.dtype)
-    if q_BHTE.device.type == "cpu" and q_BHTE.requires_grad and queries == keys <= BLOCKED_UP_TO:
+    if queries == keys <= BLOCKED_UP_TO and _blocks_win(q_BHTE):
         return _BlockedAttention.apply(q_BHTE, k, v, mask)
     if queries == 1:
         return _attend_one(q_BHTE.reshape(q_BHTE.shape[0], k.shape[1], -1, q_BHTE.shape[3]), k, v, mask).view_as(q_BHTE)
     if mask is None and 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
     return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
+
+
+def _blocks_win(q_BHTE: Tensor) -> bool:
+    """On CPUs, in training; without gradients in bfloat16 only: 512 tokens of 9 heads of 64, one core 7.5 ms against
+    9.8, two 2.7 against 5.0; of 64 tokens 0.29 against 0.25."""
+    if q_BHTE.device.type != "cpu":
+        return False
+    return q_BHTE.requires_grad or (q_BHTE.dtype == torch.bfloat16 and q_BHTE.shape[2] >= BLOCK_ROWS)
 
 
 def _attend_one(q_BKGE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None) -> Tensor:
