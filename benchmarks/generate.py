@@ -189,7 +189,7 @@ def huggingface(bf16: bool, threads: int, folder: Path, prompt: list[int], ends:
     from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.bfloat16 if bf16 else torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.bfloat16 if bf16 else torch.float32)
     model.generation_config.eos_token_id = None
 
     class Ragged(StoppingCriteria):
@@ -215,10 +215,10 @@ def huggingface(bf16: bool, threads: int, folder: Path, prompt: list[int], ends:
 
 
 def llamacpp(file: Path, threads: int, prompt: list[int], ends: list[int]) -> Figures:
+    import importlib
     import urllib.request
 
-    import xllamacpp  # pyright: ignore[reportMissingImports] (only in its peer's environment)
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # which only its peer's environment has
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_parallel, settings.n_ctx = str(file), SAMPLES, SAMPLES * (PROMPT + LONGEST + 32)
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -49,14 +50,14 @@ def untrained():
 def test_the_distance_and_its_chance_are_scipys(shift):
     random = np.random.default_rng(3)
     first, second = random.normal(size=90), np.round(random.normal(size=140) + shift, 1)
-    ours, theirs = kolmogorov_smirnov(first, second), scipy.stats.ks_2samp(first, second, method="exact")
+    ours, theirs = kolmogorov_smirnov(first, second), cast(Any, scipy.stats.ks_2samp(first, second, method="exact"))
     assert ours[0] == pytest.approx(theirs.statistic) and ours[1] == pytest.approx(theirs.pvalue, rel=0.25, abs=0.02)
     assert kolmogorov_smirnov(first, first) == (0.0, 1.0)
 
 
 def test_equal_scores_pass_and_a_few_corrupt_answers_do_not():
     random = np.random.default_rng(0)
-    failed = 0
+    failed, before, after = 0, np.zeros(128), np.zeros(128)
     for _ in range(200):
         before, after = random.normal(-2, 0.5, 128), random.normal(-2, 0.5, 128)
         failed += not judge(before, after, [False] * 128, [False] * 128).passed
@@ -72,7 +73,7 @@ def test_equal_scores_pass_and_a_few_corrupt_answers_do_not():
 
 def test_the_same_weights_pass_and_noise_does_not(tokenizer):
     tokens = torch.tensor(tokenizer.encode(TEXT)[:3000])
-    model, noisy = untrained(), untrained()
+    model, noisy = untrained(), cast(Any, untrained())
     with torch.no_grad():
         for layer in noisy.layers:
             layer.feed_forward.w2.weight.add_(torch.randn(64, 96) * 0.6)

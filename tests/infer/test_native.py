@@ -190,7 +190,7 @@ def test_a_beginning_in_common_is_read_by_both(kernel):
 @torch.no_grad()
 def test_what_is_not_a_number_stays_seen(kernel):
     model, packed = quantized(small())
-    model.layers[1].ffn_norm.weight[3] = torch.nan
+    model.get_parameter("layers.1.ffn_norm.weight")[3] = torch.nan
     run, _ = decoder(kernel, model, packed, 1)
     assert run.logits([1], [Part([0], 0, 1)]).isnan().all()
 
@@ -210,8 +210,8 @@ def test_exact_sums_are_exact(kernel):
     packed["tok_embeddings.weight"] = native.pack8(signs.to(torch.int8), torch.ones(130, 2).half())
     codes = torch.randint(-127, 128, (130, 64), dtype=torch.int8)
     packed["output.weight"] = native.pack8(codes, torch.full((130, 2), 0.25).half())
-    for norm in (model.norm, model.layers[0].attention_norm, model.layers[0].ffn_norm):
-        norm.weight.fill_(127.0)
+    for norm in ("norm", "layers.0.attention_norm", "layers.0.ffn_norm"):
+        model.get_parameter(f"{norm}.weight").fill_(127.0)
     run, _ = decoder(kernel, model, packed, 1)
     found = run.logits([5], [Part([0], 0, 1)])[0]
     torch.testing.assert_close(found, 0.25 * 127 * (codes.float() @ signs[5].float()), rtol=1e-5, atol=1e-3)
@@ -239,7 +239,7 @@ def test_networks_it_cannot_run_are_refused(kernel):
             packed,
             {},
             (model._cos_TF, model._sin_TF),
-            PagedCache(model.config, 1, 8, torch.float32, "cpu"),
+            PagedCache(model.config, 1, 8, torch.float32, torch.device("cpu")),
             kernel,
         )
     with pytest.raises(HerdError, match=r"layers.0.attention.wq.weight is missing"):

@@ -1,6 +1,7 @@
 """Quantized matrices: bounds of their error, the arithmetic of each scheme against plain float64, files."""
 
 import pathlib
+from typing import cast
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from herd.infer.quantize import (
     ACTIVATION_CAP,
     MODULES,
     SCHEMES,
-    Matrix,
+    QuantizedLinear,
     fp8_activations,
     kinds,
     quantize,
@@ -192,6 +193,7 @@ def test_bad_weights_and_damaged_folders_are_named(tmp_path):
 
 def test_casting_a_model_leaves_its_codes_alone():
     small = quantize(untrained(CONFIGS["tied"]), "int4").to(torch.bfloat16)
-    matrix: Matrix = small.layers[0].attention.wq.matrix
-    assert matrix.codes.dtype == torch.uint8 and small.output.matrix.scales.dtype == torch.float32
+    codes = cast(QuantizedLinear, small.get_submodule("layers.0.attention.wq")).matrix.codes
+    scales = cast(QuantizedLinear, small.output).matrix.scales
+    assert codes.dtype == torch.uint8 and scales.dtype == torch.float32
     assert small.norm.weight.dtype == torch.bfloat16

@@ -1,5 +1,7 @@
 """Draws follow the distribution that was asked for."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
@@ -40,7 +42,7 @@ def test_top_k_and_top_p_keep_the_most_probable():
 @pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
 @pytest.mark.parametrize("temperature", [0.5, 1.3])
 def test_min_p_keeps_what_transformers_keeps(min_p, temperature):
-    scores = MinPLogitsWarper(min_p)(torch.zeros(1, 0), (LOGITS / temperature)[None])[0]
+    scores = MinPLogitsWarper(min_p)(cast(Any, torch.zeros(1, 0)), (LOGITS / temperature)[None])[0]
     ids, chances = candidates(LOGITS, Sampling(temperature, top_p=1.0, min_p=min_p))
     assert ids.tolist() == scores.isfinite().nonzero()[:, 0].tolist()
     torch.testing.assert_close(chances, scores.softmax(-1)[ids])
@@ -49,7 +51,7 @@ def test_min_p_keeps_what_transformers_keeps(min_p, temperature):
 @pytest.mark.parametrize("repetition", [0.5, 1.2, 3.0])
 def test_repetition_weakens_what_transformers_weakens(repetition):
     seen = torch.tensor([[3, 5, 3, 19]])
-    expected = RepetitionPenaltyLogitsProcessor(repetition)(seen, LOGITS.clone()[None])[0]
+    expected = RepetitionPenaltyLogitsProcessor(repetition)(cast(Any, seen), LOGITS.clone()[None])[0]
     weakened = LOGITS.clone()
     weaken(weakened, {3, 5, 19}, repetition)
     torch.testing.assert_close(weakened, expected)

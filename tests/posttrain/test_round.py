@@ -100,7 +100,7 @@ def test_another_own_table_makes_the_questions_anew(run, recipe, tables):
 
 def test_answers_without_words_or_without_an_end_are_no_chats(tokenizer):
     class Silent(Generator):
-        def generate(self, prompts, sampling):
+        def generate(self, prompts, sampling, stop=None):
             said = ("  ", "hello ", "", "and then")
             return [Completion(text, (1,), (0.0,), "length" if text == said[3] else "end") for text in said]
 

@@ -184,7 +184,7 @@ class PipelinedEngine(Engine):
     def _copy(self, source: int, target: int, tokens: int) -> None:
         self._copies.append((source, target, tokens))
 
-    def _pass(self, parts: list[Part], tokens: list[int], last: list[int]) -> Callable[[], Tensor]:
+    def _pass(self, parts: list[Part], tokens: list[int], rows: list[int]) -> Callable[[], Tensor]:
         plan, self._copies = Plan(self._copies, parts, tokens), []
         with self._failing():
             numbers = pack(plan)
@@ -192,17 +192,17 @@ class PipelinedEngine(Engine):
             weight = self.model.norm.weight
             hidden_1ND = torch.empty((1, len(tokens), self.model.config.dim), dtype=weight.dtype, device=weight.device)
             arriving = _receive(hidden_1ND, dist.get_world_size() - 1)  # goes on while other passes are computed here
-        return lambda: self._finish(plan, hidden_1ND, arriving, last)
+        return lambda: self._finish(plan, hidden_1ND, arriving, rows)
 
     @torch.inference_mode()
-    def _finish(self, plan: Plan, hidden_1ND: Tensor, arriving: Arriving, last: list[int]) -> Tensor:
+    def _finish(self, plan: Plan, hidden_1ND: Tensor, arriving: Arriving, rows: list[int]) -> Tensor:
         """The last stage of a pass."""
         with self._failing():
             arriving(timedelta(seconds=self._seconds))
             self._cache = self._cache or self._new_cache()
             begin(self._cache, plan)
             hidden_1ND = self.model.hidden(hidden_1ND, cache=self._cache)
-            return self.model.output(hidden_1ND[0, last]).float()[:, : self.tokenizer.vocab_size].cpu()
+            return self.model.output(hidden_1ND[0, rows]).float()[:, : self.tokenizer.vocab_size].cpu()
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
+from herd.model.transformer import RMSNorm, Transformer
 
 Scheme = Literal["int8", "int4", "w8a8", "fp8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -32,6 +32,7 @@ FEED_FORWARD = ("w1", "w2", "w3")
 # Rows of input up to which torch's weight-only products win over widening the matrix first (1536 x 576, one core):
 # int8 8 rows 0.20 ms against 0.25, 16 rows 0.38 against 0.32; int4 16 rows 0.33 against 0.94, 512 rows 10.7 against 4.9
 FEW_INT8, FEW_INT4 = 8, 64
+aten = torch.ops.aten
 
 
 class Matrix(NamedTuple):
@@ -160,7 +161,7 @@ class Int8Linear(QuantizedLinear):
     def product(self, x_RK: Tensor) -> Tensor:
         codes, scales = self.matrix
         if x_RK.device.type == "cpu" and len(x_RK) <= FEW_INT8 and x_RK.shape[1] % GROUP == 0:
-            return torch._weight_int8pack_mm(x_RK, codes, scales[:, 0].to(x_RK.dtype))
+            return aten._weight_int8pack_mm(x_RK, codes, scales[:, 0].to(x_RK.dtype))
         return F.linear(x_RK, codes.to(x_RK.dtype)) * scales[:, 0].to(x_RK.dtype)
 
 
@@ -177,11 +178,11 @@ class Int4Linear(QuantizedLinear):
         if not few or len(self.matrix.codes) % 16:
             return super().product(x_RK)
         codes, scales = self._packed = self._packed or self._pack()
-        return torch._weight_int4pack_mm_for_cpu(x_RK, codes, GROUP, scales)
+        return aten._weight_int4pack_mm_for_cpu(x_RK, codes, GROUP, scales)
 
     def _pack(self) -> tuple[Tensor, Tensor]:
         codes, scales_NG = self.matrix
-        packed = torch._convert_weight_to_int4pack_for_cpu(unpacked(codes).int(), 1)
+        packed = aten._convert_weight_to_int4pack_for_cpu(unpacked(codes).int(), 1)
         return packed, torch.stack((scales_NG.T, torch.zeros_like(scales_NG.T)), -1).contiguous()
 
 
@@ -194,9 +195,9 @@ class W8A8Linear(QuantizedLinear):
         scales_R1 = (x.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         rounded = (x / scales_R1).round().to(torch.int8)
         if x.is_cuda and len(x) <= 16:  # fewer rows than cuBLAS takes
-            sums = torch._int_mm(F.pad(rounded, (0, 0, 0, 17 - len(x))), codes.T)[: len(x)]
+            sums = aten._int_mm(F.pad(rounded, (0, 0, 0, 17 - len(x))), codes.T)[: len(x)]
         else:
-            sums = torch._int_mm(rounded, codes.T)
+            sums = aten._int_mm(rounded, codes.T)
         return (sums.float() * scales_R1 * scales_N1.T).to(x_RK.dtype)
 
 
@@ -225,7 +226,7 @@ def fp8_activations(x_RK: Tensor) -> tuple[Tensor, Tensor]:
 
 def scaled_product(x_RK: Tensor, w_NK: Tensor, scales_R1: Tensor, scales_N1: Tensor, dtype: torch.dtype) -> Tensor:
     """torch's row-wise product of two e4m3 matrices: a tensor-core kernel on GPUs from Ada and Hopper on."""
-    return torch._scaled_mm(x_RK, w_NK.T, scale_a=scales_R1, scale_b=scales_N1.T.contiguous(), out_dtype=dtype)
+    return aten._scaled_mm(x_RK, w_NK.T, scales_R1, scales_N1.T.contiguous(), out_dtype=dtype)
 
 
 class Int8Embedding(nn.Module):
@@ -233,7 +234,7 @@ class Int8Embedding(nn.Module):
 
     weight = None
 
-    def __init__(self, linear: QuantizedLinear, like: nn.Module, shared: bool) -> None:
+    def __init__(self, linear: QuantizedLinear, like: RMSNorm, shared: bool) -> None:
         super().__init__()
         self._linear, self._like = [linear], [like]  # in lists, so that neither counts as a child of this module
         if not shared:
