@@ -10,6 +10,7 @@ import torch
 
 from herd.console import HerdError
 from herd.infer import native
+from herd.infer.quantize import quantize
 from herd.model.cache import PagedCache, Part
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
@@ -318,3 +319,16 @@ def test_compiled_once_and_kept_where_only_the_user_writes(fresh, monkeypatch):
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
     native.library.cache_clear()
     assert native.library() is not None
+
+
+def test_only_a_quantized_model_asks_for_the_kernel(kernel, monkeypatch):
+    asked = []
+    monkeypatch.setattr(native, "library", lambda: asked.append(1) or kernel)
+    config = small()
+    cache = PagedCache(config, 2, 8, torch.float32, torch.device("cpu"))
+    plain = Transformer(config).requires_grad_(False)
+    assert native.decoder_of(plain, cache) is None and not asked
+    assert native.decoder_of(quantize(plain, "w8a8"), cache) is None and not asked
+    found = native.decoder_of(quantize(plain, "int4"), cache)
+    assert found is not None and asked
+    assert found.logits([1], [Part([0], 0, 1)]).isfinite().all()

@@ -244,20 +244,22 @@ class NativeDecoder:
 
 
 def decoder_of(model: Transformer, cache: PagedCache) -> NativeDecoder | None:
-    """A decoder of a model whose matrices are all int4 or int8, over a cache; None where it can't run here."""
-    config = model.config
+    """A decoder of a model whose matrices are all int4 or int8, over a cache; None where it can't run here.
+
+    The kernel is compiled for such a model only.
+    """
+    config, matrices = model.config, dict[str, Matrix]()
+    for name in [*_shapes(config)][: -1 if config.tied_embeddings else None]:
+        module = model.get_submodule(name.removesuffix(".weight"))
+        module = module.linear if isinstance(module, Int8Embedding) else module
+        if not isinstance(module, Int8Linear | Int4Linear):
+            return None
+        matrices[name] = module.matrix
     try:
         _runs(config)
         if cache.values.device.type != "cpu" or library() is None:
             return None
-        names = [*_shapes(config)][: -1 if config.tied_embeddings else None]
-        packed = {}
-        for name in names:
-            module = model.get_submodule(name.removesuffix(".weight"))
-            module = module.linear if isinstance(module, Int8Embedding) else module
-            if not isinstance(module, Int8Linear | Int4Linear):
-                return None
-            packed[name] = _pack(module.matrix)
+        packed = {name: _pack(matrix) for name, matrix in matrices.items()}
         norms = {name: weight for name, weight in model.named_parameters() if name.endswith("norm.weight")}
         return NativeDecoder(config, packed, norms, model.rotary, cache)
     except HerdError:  # the network's sizes, or scales beyond float16: torch's products take all
