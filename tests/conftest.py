@@ -31,6 +31,24 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def untrained() -> Callable[..., Any]:
+    """Makes a network of a config whose matrices are drawn with a spread, so wide that its logits differ."""
+    import torch
+
+    from herd.model.transformer import Transformer
+
+    def make(config: Any, spread: float = 0.2) -> Transformer:
+        torch.manual_seed(0)
+        model = Transformer(config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, spread)
+        return model.requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def walls() -> None:
     """Skips where code can't be executed safely."""
     from herd.console import HerdError
@@ -71,6 +89,12 @@ class Running:
         self.uvicorn.should_exit = True
         self.thread.join()
         self.socket.close()
+
+    def openai(self, key: str | None = None) -> Any:
+        """OpenAI's own client of it."""
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=20)
 
     def client(self, key: str = key) -> Any:
         import httpx

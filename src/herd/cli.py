@@ -93,24 +93,7 @@ def parser() -> argparse.ArgumentParser:
     adopt.add_argument("--name", metavar="NAME", help="of the member (default: from the source)")
     adopt.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
 
-    export = verbs.add_parser("export", help="write a member for others: Hugging Face, Meta's code, llama.cpp; proved")
-    export.set_defaults(verb=_export)
-    export.add_argument("member", metavar="MEMBER")
-    export.add_argument("--to", choices=("hf", "huggingface", "meta", "gguf"), required=True, help="the format")
-    export.add_argument(
-        "--quant",
-        metavar="KIND",
-        help="how weights are stored: bf16 (default), f16, f32; of gguf f16 (default) to q4_0",
-    )
-    export.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
-    export.add_argument("--out", type=Path, metavar="PATH", help="copy it here too; there must be nothing yet")
-
-    quantize = verbs.add_parser("quantize", help="write a member in fewer bits, and measure what that costs")
-    quantize.set_defaults(verb=_quantize)
-    quantize.add_argument("member", metavar="MEMBER")
-    quantize.add_argument("--scheme", choices=SCHEMES, required=True, help="int4: smallest and fastest for one reader")
-    quantize.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
-
+    _add_writing_verbs(verbs)
     recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
     check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
     check.set_defaults(verb=_check)
@@ -142,6 +125,32 @@ def parser() -> argparse.ArgumentParser:
         if name == "prove":
             one.add_argument("--claim", metavar="ID", help="the claim to measure (default: list them all)")
 
+    _add_talking_verbs(verbs)
+    _add_assistant_verbs(verbs)
+    return top
+
+
+def _add_writing_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = verbs.add_parser("export", help="write a member for others: Hugging Face, Meta's code, llama.cpp; proved")
+    export.set_defaults(verb=_export)
+    export.add_argument("member", metavar="MEMBER")
+    export.add_argument("--to", choices=("hf", "huggingface", "meta", "gguf"), required=True, help="the format")
+    export.add_argument(
+        "--quant",
+        metavar="KIND",
+        help="how weights are stored: bf16 (default), f16, f32; of gguf f16 (default) to q4_0",
+    )
+    export.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+    export.add_argument("--out", type=Path, metavar="PATH", help="copy it here too; there must be nothing yet")
+
+    quantize = verbs.add_parser("quantize", help="write a member in fewer bits, and measure what that costs")
+    quantize.set_defaults(verb=_quantize)
+    quantize.add_argument("member", metavar="MEMBER")
+    quantize.add_argument("--scheme", choices=SCHEMES, required=True, help="int4: smallest and fastest for one reader")
+    quantize.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
+
+
+def _add_talking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for name, verb, text in (
         ("generate", _generate, "continue a text"),
         ("chat", _chat, "take turns with a member (a base model continues the transcript)"),
@@ -157,8 +166,6 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--quantized", choices=SCHEMES, help="run what `herd quantize` wrote")
         if name == "generate":
             one.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
-    _add_assistant_verbs(verbs)
-    return top
 
 
 def _add_dialog_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

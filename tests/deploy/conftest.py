@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from herd.artifact import Artifact, find, publish
 from herd.console import HerdError
 from herd.deploy.assistant import Assistant
 from herd.deploy.server import Limits
+from herd.infer.engine import Engine
+from herd.model.config import ModelConfig
 from herd.model.generation import Completion, one_each
 from herd.model.tokenizer import Tokenizer, train_tokenizer
 from herd.tools.inside.session import fresh_names, guarded, open_table, run, table_facts
@@ -27,6 +30,21 @@ South,7,4.0,2024-01-06
 North,1,8.0,2024-01-07
 East,9,1.0,2024-01-08
 """
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Publishes what a function writes as an artifact of a stage."""
+
+    def make(stage, write) -> Artifact:
+        key = "0" * 64
+        with publish(tmp_path, stage, key, {}, {}) as draft:
+            write(draft)
+        artifact = find(tmp_path, stage, key)
+        assert artifact is not None
+        return artifact
+
+    return make
 
 
 class Scripted:
@@ -181,3 +199,25 @@ def running(scripted, start_server):
         return start_server(scripted(*messages, **more), limits)
 
     return start
+
+
+@pytest.fixture
+def random_engine(tokenizer, untrained):
+    """An engine of an untrained network with a context of 900."""
+    return Engine(untrained(ModelConfig(2, 48, 4, 2, 96, tokenizer.vocab_size, 12, 900)), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def city():
+    """A JSON schema, and whether a value follows it."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+
+    def follows(value):
+        return set(value) == {"city", "days"} and value["city"] in ("Oslo", "Rome") and 1 <= value["days"] <= 9
+
+    return schema, follows

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from herd.artifact import Artifact, find, publish
+from herd.artifact import find
 from herd.console import HerdError
 from herd.deploy import export as export_module
 from herd.deploy.export import ExportSettings, export
@@ -21,48 +21,32 @@ from herd.model.transformer import Transformer
 
 CONFIG = ModelConfig(2, 48, 4, 2, 96, 400, 12, 64, tied_embeddings=True)
 TEXT = (pathlib.Path(os.__file__).parent / "argparse.py").read_text()
-KEY = "0" * 64
-
-
-def published(run, stage, write) -> Artifact:
-    with publish(run, stage, KEY, {}, {}) as draft:
-        write(draft)
-    artifact = find(run, stage, KEY)
-    assert artifact is not None
-    return artifact
-
-
-def model_of(config, scale=0.2):
-    torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, scale)
-    return model
 
 
 @pytest.fixture
-def inputs(tmp_path):
+def inputs(published, untrained):
     tokenizer = train_tokenizer([TEXT], 400)
     held = {"tokens": np.array(tokenizer.encode(TEXT[:8000]), dtype=np.uint16)}
     return {
-        "model": published(tmp_path, "model", lambda d: save_native(d.folder, CONFIG, model_of(CONFIG).state_dict())),
-        "tokenizer": published(tmp_path, "tokenizer", lambda d: tokenizer.save(d.folder)),
-        "shards": published(tmp_path, "shards", lambda d: save_file(held, d.folder / "heldout.safetensors")),
+        "model": published("model", lambda d: save_native(d.folder, CONFIG, untrained(CONFIG).state_dict())),
+        "tokenizer": published("tokenizer", lambda d: tokenizer.save(d.folder)),
+        "shards": published("shards", lambda d: save_file(held, d.folder / "heldout.safetensors")),
     }
 
 
-def run(inputs, tmp_path, **settings):
-    return published(
-        tmp_path, "export", lambda draft: export(ExportSettings(member="small", **settings), inputs, draft)
-    )
+@pytest.fixture
+def run(published):
+    def make(inputs, **settings):
+        return published("export", lambda draft: export(ExportSettings(member="small", **settings), inputs, draft))
+
+    return make
 
 
 FORMS = ("huggingface", "meta", "gguf-f16", "gguf-q8_0", "gguf-q4_0", "huggingface-f32")
 
 
-def test_an_export_loads_elsewhere_and_says_what_each_form_costs(inputs, tmp_path):
-    artifact = run(inputs, tmp_path, parity_tokens=300, formats=FORMS)
+def test_an_export_loads_elsewhere_and_says_what_each_form_costs(inputs, run):
+    artifact = run(inputs, parity_tokens=300, formats=FORMS)
     reports = artifact.json("parity.json")["formats"]
     cost = {name: reports[name]["against_source"] for name in FORMS}
     assert all(one["tokens"] == 300 for one in cost.values())
@@ -87,15 +71,15 @@ def test_an_export_loads_elsewhere_and_says_what_each_form_costs(inputs, tmp_pat
         torch.testing.assert_close(theirs(torch.tensor([ids])).logits, rounded(torch.tensor([ids])), atol=1e-4, rtol=0)
 
 
-def test_without_held_out_text_pythons_own_library_is_the_text(inputs, tmp_path):
-    artifact = run({key: inputs[key] for key in ("model", "tokenizer")}, tmp_path, parity_tokens=200)
+def test_without_held_out_text_pythons_own_library_is_the_text(inputs, run):
+    artifact = run({key: inputs[key] for key in ("model", "tokenizer")}, parity_tokens=200)
     report = artifact.json("parity.json")
     assert report["text"] == "Python library"
     assert report["formats"]["huggingface"]["against_source"]["tokens"] == 200
 
 
-def test_the_figures_are_those_of_a_plain_computation(inputs):
-    source, other = load_native(inputs["model"].path), model_of(CONFIG, 0.2)
+def test_the_figures_are_those_of_a_plain_computation(inputs, untrained):
+    source, other = load_native(inputs["model"].path), untrained(CONFIG)
     with torch.no_grad():
         other.norm.weight.add_(0.05)
     tokens = torch.tensor(Tokenizer.load(inputs["tokenizer"].path).encode(TEXT[:600]))[:100]
@@ -110,7 +94,7 @@ def test_the_figures_are_those_of_a_plain_computation(inputs):
 
 
 @pytest.mark.parametrize("tensor", ["layers.1.attention.wk.weight", "norm.weight", "tok_embeddings.weight"])
-def test_damaged_weights_are_not_published(tensor, inputs, tmp_path, monkeypatch):
+def test_damaged_weights_are_not_published(tensor, inputs, tmp_path, monkeypatch, run):
     honest = export_module.write_huggingface
 
     def damaging(folder, config, state, tokenizer, dtype):
@@ -120,12 +104,12 @@ def test_damaged_weights_are_not_published(tensor, inputs, tmp_path, monkeypatch
 
     monkeypatch.setattr(export_module, "write_huggingface", damaging)
     with pytest.raises(HerdError, match=rf"huggingface: .*{tensor}.* not published"):
-        run(inputs, tmp_path)
-    assert find(tmp_path, "export", KEY) is None
+        run(inputs)
+    assert find(tmp_path, "export", "0" * 64) is None
 
 
 @pytest.mark.parametrize("form", ["gguf-q8_0", "gguf-q4_0", "gguf-f16", "meta"])
-def test_rows_in_another_order_are_not_published(form, inputs, tmp_path, monkeypatch):
+def test_rows_in_another_order_are_not_published(form, inputs, tmp_path, monkeypatch, run):
     """A permutation keeps every norm, so only what stands where is wrong."""
     writer = "write_meta" if form == "meta" else "write_gguf"
     honest = getattr(export_module, writer)
@@ -137,32 +121,32 @@ def test_rows_in_another_order_are_not_published(form, inputs, tmp_path, monkeyp
 
     monkeypatch.setattr(export_module, writer, shuffling)
     with pytest.raises(HerdError, match=r"tensors: layers\.0\.attention\.wq\.weight \(1 in all\); not published"):
-        run(inputs, tmp_path, formats=(form,))
-    assert find(tmp_path, "export", KEY) is None
+        run(inputs, formats=(form,))
+    assert find(tmp_path, "export", "0" * 64) is None
 
 
-def test_a_model_that_bfloat16_ruins_is_not_published(inputs, tmp_path):
+def test_a_model_that_bfloat16_ruins_is_not_published(inputs, run, published, untrained):
     """Logits in the hundreds: rounding then moves them by whole nats."""
-    model = model_of(CONFIG, 1.0)
+    model = untrained(CONFIG, 1.0)
     with torch.no_grad():
         model.norm.weight.mul_(30)
-    ruined = published(tmp_path, "ruined", lambda d: save_native(d.folder, CONFIG, model.state_dict()))
+    ruined = published("ruined", lambda d: save_native(d.folder, CONFIG, model.state_dict()))
     with pytest.raises(HerdError, match=r"BF16 costs .* nats a token, more than 0\.05 is not published"):
-        run({**inputs, "model": ruined}, tmp_path)
+        run({**inputs, "model": ruined})
 
 
-def test_inputs_that_do_not_belong_together_are_refused(inputs, tmp_path):
-    other = published(tmp_path, "other", lambda d: train_tokenizer([TEXT], 300).save(d.folder))
+def test_inputs_that_do_not_belong_together_are_refused(inputs, run, published):
+    other = published("other", lambda d: train_tokenizer([TEXT], 300).save(d.folder))
     with pytest.raises(HerdError, match="the tokenizer has 300 tokens, the model 400 rows"):
-        run({**inputs, "tokenizer": other}, tmp_path)
+        run({**inputs, "tokenizer": other})
     foreign = {"tokens": np.array([3, 400])}
-    shards = published(tmp_path, "foreign", lambda d: save_file(foreign, d.folder / "heldout.safetensors"))
+    shards = published("foreign", lambda d: save_file(foreign, d.folder / "heldout.safetensors"))
     with pytest.raises(HerdError, match="outside the model's vocabulary of 400"):
-        run({**inputs, "shards": shards}, tmp_path)
+        run({**inputs, "shards": shards})
 
 
-def test_no_text_is_an_error(inputs, tmp_path):
+def test_no_text_is_an_error(inputs, run, published):
     nothing = {"tokens": np.zeros(0, np.int32)}
-    empty = published(tmp_path, "empty", lambda d: save_file(nothing, d.folder / "heldout.safetensors"))
+    empty = published("empty", lambda d: save_file(nothing, d.folder / "heldout.safetensors"))
     with pytest.raises(HerdError, match="no tokens"):
-        run({**inputs, "shards": empty}, tmp_path)
+        run({**inputs, "shards": empty})

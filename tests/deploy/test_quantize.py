@@ -10,40 +10,29 @@ import pytest
 import scipy.stats
 import torch
 
-from herd.artifact import Artifact, find, publish
+from herd.cli import SCHEMES as OFFERED
 from herd.cli import main
 from herd.console import HerdError
 from herd.deploy.parity import parity
 from herd.deploy.quantize import QuantizeSettings, compare, executed_parity, judge, quantize_member
 from herd.infer.engine import Engine
-from herd.infer.quantize import quantize, round_trip
+from herd.infer.quantize import SCHEMES, quantize, round_trip
 from herd.infer.quantized_files import load_quantized
 from herd.intervals import kolmogorov_smirnov
 from herd.model.config import ModelConfig
 from herd.model.formats.native import save_native
 from herd.model.tokenizer import train_tokenizer
-from herd.model.transformer import Transformer
 from herd.recipe import Compute
 from herd.run import trained_members
 from herd.train.hardware import choose_hardware
 
 CONFIG = ModelConfig(4, 64, 4, 2, 96, 400, 16, 128, tied_embeddings=True)
 TEXT = (pathlib.Path(os.__file__).parent / "argparse.py").read_text()
-KEY = "0" * 64
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer([TEXT], 400)
-
-
-def untrained():
-    torch.manual_seed(0)
-    model = Transformer(CONFIG)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
-    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.15, 0.5, 2.0])
@@ -71,9 +60,9 @@ def test_equal_scores_pass_and_a_few_corrupt_answers_do_not():
     assert not judge(before, after - 0.5, [False] * 128, [False] * 128).passed
 
 
-def test_the_same_weights_pass_and_noise_does_not(tokenizer):
+def test_the_same_weights_pass_and_noise_does_not(tokenizer, untrained):
     tokens = torch.tensor(tokenizer.encode(TEXT)[:3000])
-    model, noisy = untrained(), cast(Any, untrained())
+    model, noisy = untrained(CONFIG), cast(Any, untrained(CONFIG))
     with torch.no_grad():
         for layer in noisy.layers:
             layer.feed_forward.w2.weight.add_(torch.randn(64, 96) * 0.6)
@@ -86,9 +75,9 @@ def test_the_same_weights_pass_and_noise_does_not(tokenizer):
         compare(before, before, tokens[:20], 8, 0)
 
 
-def test_executed_weights_only_schemes_have_the_parity_of_their_values(tokenizer):
+def test_executed_weights_only_schemes_have_the_parity_of_their_values(tokenizer, untrained):
     tokens = torch.tensor(tokenizer.encode(TEXT)[:600])
-    model = untrained()
+    model = untrained(CONFIG)
     for scheme in ("int8", "int4"):
         executed = executed_parity(model, quantize(model, scheme), tokens)
         state = {name: tensor for name, tensor in model.state_dict().items() if name != "output.weight"}
@@ -96,18 +85,10 @@ def test_executed_weights_only_schemes_have_the_parity_of_their_values(tokenizer
         assert executed.kl_nats == pytest.approx(values.kl_nats, rel=1e-3) and executed.kl_nats > 0
 
 
-def published(run, stage, write) -> Artifact:
-    with publish(run, stage, KEY, {}, {}) as draft:
-        write(draft)
-    artifact = find(run, stage, KEY)
-    assert artifact is not None
-    return artifact
-
-
-def test_the_stage_writes_a_model_and_what_it_costs(tmp_path, tokenizer):
+def test_the_stage_writes_a_model_and_what_it_costs(published, tokenizer, untrained):
     inputs = {
-        "model": published(tmp_path, "model", lambda d: save_native(d.folder, CONFIG, untrained().state_dict())),
-        "tokenizer": published(tmp_path, "tokenizer", lambda d: tokenizer.save(d.folder)),
+        "model": published("model", lambda d: save_native(d.folder, CONFIG, untrained(CONFIG).state_dict())),
+        "tokenizer": published("tokenizer", lambda d: tokenizer.save(d.folder)),
     }
     compute = Compute()
     settings = QuantizeSettings(
@@ -118,12 +99,16 @@ def test_the_stage_writes_a_model_and_what_it_costs(tmp_path, tokenizer):
         hardware=choose_hardware(compute).describe(),
         compute=compute,
     )
-    made = published(tmp_path, "quantize", lambda draft: quantize_member(settings, inputs, draft))
+    made = published("quantize", lambda draft: quantize_member(settings, inputs, draft))
     quality = made.json("quality.json")
     assert quality["against_exact"]["tokens"] == 600 and quality["gate"]["answers"] == 16
     claims = {claim["id"]: claim["value"] for claim in made.json("claims.json")}
     assert claims["small.quantized.fp8.kl"] == quality["against_exact"]["kl_nats"] > 0
     assert load_quantized(made.path).config == CONFIG
+
+
+def test_the_verb_offers_what_there_is():
+    assert OFFERED == SCHEMES
 
 
 def test_the_verb_and_what_runs_it(smoke_run, tmp_path, capsys):

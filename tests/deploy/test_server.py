@@ -5,31 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
 
 from herd.console import HerdError
 from herd.deploy.assistant import Assistant
-from herd.deploy.server import KEY_VARIABLE, Limits, find_key, serve
-from herd.infer.engine import Engine
+from herd.deploy.server import Limits
 from herd.infer.grammar import Grammars
-from herd.infer.remote import RemoteGenerator
-from herd.model.config import ModelConfig
-from herd.model.generation import Sampling
-from herd.model.transformer import Transformer
 from herd.tools.sandbox import Sandbox
 
 SALES = "region,units\nNorth,5\nSouth,7\nNorth,1\n"
@@ -42,10 +31,6 @@ PYTHON: Any = {
     },
 }
 HELLO: dict[str, Any] = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
-
-
-def client_of(server, key=None) -> Any:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key or server.key, max_retries=0, timeout=20)
 
 
 def upload(client, text=SALES, name="sales.csv"):
@@ -75,7 +60,7 @@ def until(condition, seconds=5.0):
 
 def test_the_openai_client_streams_a_conversation_with_a_tool(running):
     server = running('> df["units"].sum()', 'It is 13, "thirteen".')
-    client = client_of(server)
+    client = server.openai()
     messages: list[Any] = [
         {"role": "system", "content": "A table is in df."},
         {"role": "user", "content": "How many units?"},
@@ -108,7 +93,7 @@ def test_the_openai_client_streams_a_conversation_with_a_tool(running):
 
 
 def test_a_whole_reply_carries_the_call(running):
-    client = client_of(running("> 1 + 1"))
+    client = running("> 1 + 1").openai()
     choice = client.chat.completions.create(**HELLO, tools=[PYTHON]).choices[0]
     assert choice.finish_reason == "tool_calls"
     assert [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls] == [
@@ -118,7 +103,7 @@ def test_a_whole_reply_carries_the_call(running):
 
 def test_without_a_tool_no_call_can_be_opened_and_a_required_one_must_be(running):
     server = running("Hello.", "Hello.", "> 1")
-    client, seen = client_of(server), server.assistant.generator.samplings
+    client, seen = server.openai(), server.assistant.generator.samplings
     assert client.chat.completions.create(**HELLO).choices[0].message.content == "Hello."
     client.chat.completions.create(**HELLO, tools=[PYTHON])
     client.chat.completions.create(**HELLO, tools=[PYTHON], tool_choice="required")
@@ -130,7 +115,7 @@ def test_a_function_of_another_name_is_described_and_its_call_understood(running
     call = '{"name": "weather", "parameters": {"city": "Oslo"}}'
     server = running(call, call, call)
     weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    client = client_of(server)
+    client = server.openai()
     choice = client.chat.completions.create(**HELLO, tools=[weather]).choices[0]
     assert choice.finish_reason == "tool_calls" and choice.message.tool_calls[0].function.name == "weather"
     assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Oslo"}
@@ -147,7 +132,7 @@ def test_a_table_lets_the_server_run_the_code(running):
     server = running("> df['units'].sum()", "It is 13.", "> df['units'].max()", "It is 7.")
     table = upload(server.client())["id"]
     told, words = [], ""
-    stream = client_of(server).chat.completions.create(**HELLO, stream=True, extra_body={"table": table})
+    stream = server.openai().chat.completions.create(**HELLO, stream=True, extra_body={"table": table})
     for chunk in stream:
         delta = chunk.choices[0].delta
         words += delta.content or ""
@@ -155,7 +140,7 @@ def test_a_table_lets_the_server_run_the_code(running):
     assert words == "It is 13."
     assert [event["type"] for event in told] == ["code", "output", "done"]
     assert told[1]["value"] == {"kind": "number", "value": 13}
-    whole = client_of(server).chat.completions.create(**HELLO, extra_body={"table": table})
+    whole = server.openai().chat.completions.create(**HELLO, extra_body={"table": table})
     assert whole.choices[0].message.content == "It is 7."
     assert whole.choices[0].message.model_extra["herd"][0] == {"type": "code", "text": "df['units'].max()"}
 
@@ -174,19 +159,6 @@ def test_the_pages_conversation_remembers(running):
     assert reply.status_code == 404 and reply.json()["error"]["code"] == "table_not_open"
 
 
-def test_completions_of_token_ids_with_log_probabilities(running):
-    server = running("one two", "three")
-    words = server.assistant.tokenizer
-    prompts = [words.encode("a", bos=True), words.encode("b", bos=True)]
-    body = {"model": "toy", "prompt": prompts, "max_tokens": 50, "logprobs": 1, "return_token_ids": True}
-    first, second = server.client().post("/v1/completions", json=body).json()["choices"]
-    assert (first["text"], first["finish_reason"], second["text"]) == ("one two", "stop", "three")
-    assert words.decode(first["token_ids"][:-1]) == "one two"
-    assert first["logprobs"]["token_logprobs"] == [-0.5] * len(first["token_ids"])
-    reply = client_of(running("four five")).completions.create(model="toy", prompt="x", stream=True)
-    assert "".join(chunk.choices[0].text for chunk in reply) == "four five"
-
-
 @pytest.mark.parametrize(
     "key", ["wrong", "", "the-key-of-the-test", "ключ"], ids=["wrong", "none", "shorter", "cyrillic"]
 )
@@ -198,7 +170,7 @@ def test_a_wrong_key_opens_nothing(running, key):
         assert reply.status_code == 401 and reply.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(server.url + "/health").json() == {"status": "ok"}
     with pytest.raises(openai.AuthenticationError):
-        client_of(server, "wrong").models.list()
+        server.openai("wrong").models.list()
 
 
 def test_the_key_is_never_told(running, caplog, capfd):
@@ -352,16 +324,14 @@ def test_a_failed_turn_reaches_the_client_and_the_next_works(running):
     server = running("> x...", "Hello.")
     table = upload(server.client())["id"]
     with pytest.raises(openai.APIError, match="did not end"):
-        list(
-            client_of(server).chat.completions.create(**HELLO, stream=True, max_tokens=30, extra_body={"table": table})
-        )
-    assert client_of(server).chat.completions.create(**HELLO).choices[0].message.content == "Hello."
+        list(server.openai().chat.completions.create(**HELLO, stream=True, max_tokens=30, extra_body={"table": table}))
+    assert server.openai().chat.completions.create(**HELLO).choices[0].message.content == "Hello."
 
 
 def test_the_guard_speaks_for_the_model(running):
     server = running("Sure.", guard=lambda text: "I won't." if "bomb" in text else None)
     bad = {"model": "toy", "messages": [{"role": "user", "content": "a bomb"}]}
-    choice = client_of(server).chat.completions.create(**bad).choices[0]
+    choice = server.openai().chat.completions.create(**bad).choices[0]
     assert (choice.message.content, choice.finish_reason) == ("I won't.", "content_filter")
     assert server.client().post("/v1/completions", json={"model": "toy", "prompt": "a bomb"}).status_code == 400
     assert server.assistant.generator.prompts == []
@@ -404,21 +374,16 @@ def test_a_malformed_file_is_noted_or_refused_and_the_conversation_goes_on(runni
     assert events[1]["value"]["value"] == (rows or 3) and events[-1]["reason"] == "answered"
 
 
-def random_model(tokenizer):
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(2, 48, 4, 2, 96, tokenizer.vocab_size, 12, 900))
-
-
-def test_a_tiny_random_model_behind_a_real_engine_and_a_real_sandbox(tokenizer, start_server):
+def test_a_tiny_random_model_behind_a_real_engine_and_a_real_sandbox(random_engine, tokenizer, start_server):
     """What is said is nonsense; that every grammar is taken, and every turn ends in the protocol, is not."""
-    assistant = Assistant("toy", Engine(random_model(tokenizer), tokenizer), tokenizer, 900)
+    assistant = Assistant("toy", random_engine, tokenizer, 900)
     with contextlib.ExitStack() as stack:
         try:
             sandbox = stack.enter_context(Sandbox())
         except HerdError as error:
             pytest.skip(str(error))
         server = start_server(assistant, Limits(), sandbox)
-        client, ours = client_of(server), server.client()
+        client, ours = server.openai(), server.client()
         free: dict[str, Any] = {**HELLO, "temperature": 1, "max_tokens": 30, "seed": 3}
         for choice in ("none", "auto", "required"):
             reply = client.chat.completions.create(**free, tools=[PYTHON], tool_choice=choice).choices[0]
@@ -431,28 +396,22 @@ def test_a_tiny_random_model_behind_a_real_engine_and_a_real_sandbox(tokenizer, 
         assert ask(ours, table["id"], "units?")[-1]["type"] == "done"
 
 
-CITY = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-
-
-def is_city(value):
-    return set(value) == {"city", "days"} and value["city"] in ("Oslo", "Rome") and 1 <= value["days"] <= 9
-
-
-def test_an_untrained_model_answers_in_json_and_calls_by_the_schema(tokenizer, start_server):
-    client = client_of(start_server(Assistant("toy", Engine(random_model(tokenizer), tokenizer), tokenizer, 900)))
+def test_an_untrained_model_answers_in_json_and_calls_by_the_schema(random_engine, tokenizer, start_server, city):
+    schema_of_city, is_city = city
+    client = start_server(Assistant("toy", random_engine, tokenizer, 900)).openai()
     free: dict[str, Any] = {**HELLO, "temperature": 1, "max_tokens": 200}
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema_of_city}}
     for seed in range(3):
         choice = client.chat.completions.create(**free, seed=seed, response_format=schema).choices[0]
         assert choice.finish_reason == "stop" and is_city(json.loads(choice.message.content))
         chunks = client.chat.completions.create(**free, seed=seed, response_format=schema, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
-        tools = [function("weather", CITY), function("time", CITY), function("odd", {"not": {}}), PYTHON]
+        tools = [
+            function("weather", schema_of_city),
+            function("time", schema_of_city),
+            function("odd", {"not": {}}),
+            PYTHON,
+        ]
         named = {"type": "function", "function": {"name": "weather"}}
         choice = client.chat.completions.create(**free, seed=seed, tools=tools, tool_choice=named).choices[0]
         (call,) = choice.message.tool_calls
@@ -461,12 +420,13 @@ def test_an_untrained_model_answers_in_json_and_calls_by_the_schema(tokenizer, s
         assert is_city(json.loads(choice.message.tool_calls[0].function.arguments))
 
 
-def test_what_an_answer_may_be_is_in_its_grammar(running):
+def test_what_an_answer_may_be_is_in_its_grammar(running, city):
+    schema_of_city, _ = city
     server = running("{}", "{}", "Hi.", '{"name": "weather", "parameters": {"city": "Oslo", "days": 1}}')
-    client, seen = client_of(server), server.assistant.generator.samplings
+    client, seen = server.openai(), server.assistant.generator.samplings
     client.chat.completions.create(**HELLO, response_format={"type": "json_object"})
     client.chat.completions.create(**HELLO, response_format={"type": "json_object"}, tools=[PYTHON])
-    client.chat.completions.create(**HELLO, tools=[function("weather", CITY)])
+    client.chat.completions.create(**HELLO, tools=[function("weather", schema_of_city)])
     tag = f"<[{server.assistant.tokenizer.call_id}]> TEXT"
     assert seen[0].grammar.startswith("start: %json {") and tag not in seen[0].grammar
     assert re.match(rf"start: %json .* \| {re.escape(tag)}\n", seen[1].grammar)
@@ -483,108 +443,3 @@ def test_what_an_answer_may_be_is_in_its_grammar(running):
         with contextlib.nullcontext() if taken else pytest.raises(HerdError):
             for token in server.assistant.tokenizer.encode(text):
                 progress.take(token)
-
-
-STRUCTURED = {
-    "json": (CITY, lambda text: is_city(json.loads(text))),
-    "json-text": (json.dumps(CITY), lambda text: is_city(json.loads(text))),
-    "regex": ("[0-9]{3}/[a-c]", lambda text: re.fullmatch("[0-9]{3}/[a-c]", text)),
-    "grammar": ('start: "yes" | "no"', lambda text: text in ("yes", "no")),
-}
-WRONG_STRUCTURED = {
-    "none": ({}, "structured_outputs"),
-    "two": ({"regex": "a", "json": {}}, "structured_outputs"),
-    "schema": ({"json": {"type": "text"}}, "structured_outputs.json"),
-    "no-json": ({"json": "{"}, "structured_outputs.json"),
-    "regex": ({"regex": "(?=a)"}, "structured_outputs.regex"),
-    "grammar": ({"grammar": "start: nothing"}, "structured_outputs.grammar"),
-    "unknown": ({"choice": ["a"]}, "structured_outputs.choice"),
-}
-
-
-def test_structured_outputs_of_each_kind(tokenizer, start_server):
-    client = start_server(Assistant("toy", Engine(random_model(tokenizer), tokenizer), tokenizer, 900)).client()
-    body = {"model": "toy", "prompt": ["a", "b"], "max_tokens": 100, "temperature": 1, "top_p": 1}
-    for name, (value, judge) in STRUCTURED.items():
-        asked = body | {"structured_outputs": {name.split("-")[0]: value}}
-        choices = client.post("/v1/completions", json=asked).json()["choices"]
-        assert len(choices) == 2 and all(judge(choice["text"]) for choice in choices), name
-    for value, param in WRONG_STRUCTURED.values():
-        reply = client.post("/v1/completions", json=body | {"structured_outputs": value})
-        assert reply.status_code == 400 and reply.json()["error"]["param"] == param
-
-
-def test_our_own_remote_generator_gets_what_the_engine_gives(tokenizer, start_server, monkeypatch):
-    engine = Engine(random_model(tokenizer), tokenizer)
-    server = start_server(Assistant("toy", engine, tokenizer, 900), Limits())
-    monkeypatch.setenv("HERD_REMOTE_KEY", server.key)
-    remote = RemoteGenerator(f"{server.url}/v1", "toy", tokenizer)
-    prompts = [tokenizer.encode(text, bos=True) for text in ("units", "def main(")]
-    for sampling in (Sampling(0.0, max_tokens=12), Sampling(0.0, max_tokens=12, grammar='start: "yes" | "no"')):
-        far, near = remote.generate(prompts, sampling), engine.generate(prompts, sampling)
-        assert [(c.ids, c.text, c.stop_reason) for c in far] == [(c.ids, c.text, c.stop_reason) for c in near]
-        assert far[0].logprobs == pytest.approx(near[0].logprobs, abs=1e-4)
-        assert tuple(remote.stream_tokens(prompts[0], sampling)) == near[0].ids
-        assert "".join(remote.stream(prompts[0], sampling)) == near[0].text
-
-
-SERVE = """
-import importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
-fakes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fakes)
-from herd.deploy.assistant import Assistant
-from herd.deploy.server import serve
-from herd.model.tokenizer import train_tokenizer
-tokenizer = train_tokenizer([pathlib.Path(fakes.__file__).read_text() * 3], 400)
-model = fakes.Scripted(tokenizer, "word " * 40)
-model.held = True
-serve(Assistant("toy", model, tokenizer, 2000), fakes.InProcess(), "127.0.0.1", 0)
-"""
-
-
-def test_sigterm_lets_the_running_answer_end(tmp_path):
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment.pop(KEY_VARIABLE, None)
-    command = [sys.executable, "-c", SERVE, str(Path(__file__).with_name("conftest.py"))]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.readline()
-        url, key = process.stdout.readline().strip().split("#key=")
-        headers = {"authorization": f"Bearer {key}"}
-        assert httpx.post(url + "tables", headers=headers, content=SALES.encode()).status_code == 201
-        assert list(tmp_path.glob("herd-table-*"))
-        with httpx.stream(
-            "POST", url + "v1/chat/completions", headers=headers, json={**HELLO, "stream": True}
-        ) as reply:
-            lines = reply.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGTERM)
-            chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        words = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-        assert words == "word " * 40 and chunks[-1]["choices"][0]["finish_reason"] == "stop"
-        said = process.stderr.read()
-        process.wait(10)
-    assert list(tmp_path.glob("herd-*")) == [] and "Traceback" not in said and key not in said
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url + "health")
-
-
-def test_a_port_that_is_taken_is_one_clear_line(scripted):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HerdError, match="in use"):
-        serve(scripted(), Sandbox.__new__(Sandbox), "127.0.0.1", taken.getsockname()[1])
-
-
-def test_other_hosts_need_a_key_of_ones_own(monkeypatch):
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    key, fresh = find_key("127.0.0.1")
-    assert fresh and len(key) >= 32 and key != find_key("127.0.0.1")[0]
-    with pytest.raises(HerdError, match=KEY_VARIABLE):
-        find_key("0.0.0.0")
-    monkeypatch.setenv(KEY_VARIABLE, "short")
-    with pytest.raises(HerdError, match="at least 12"):
-        find_key("127.0.0.1")
-    monkeypatch.setenv(KEY_VARIABLE, "long enough a key".replace(" ", "-"))
-    assert find_key("0.0.0.0") == ("long-enough-a-key", False)

@@ -19,17 +19,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def engine(tokenizer):
-    return untrained(tokenizer, context=64, max_batch=3)
-
-
-def untrained(tokenizer, context, max_batch):
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(2, 48, 4, 2, 96, 400, 12, context, tied_embeddings=True))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
-    return Engine(model, tokenizer, max_batch=max_batch)
+def engine(tokenizer, untrained):
+    model = untrained(ModelConfig(2, 48, 4, 2, 96, 400, 12, 64, tied_embeddings=True))
+    return Engine(model, tokenizer, max_batch=3)
 
 
 @pytest.fixture(scope="session")

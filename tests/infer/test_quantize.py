@@ -35,15 +35,6 @@ CONFIGS = {
 }
 
 
-def untrained(config):
-    torch.manual_seed(0)
-    model = Transformer(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.15)
-    return model.requires_grad_(False)
-
-
 @pytest.mark.parametrize(
     ("kind", "largest"), [("int8", 0.5 / 127), ("w8a8", 0.5 / 127), ("fp8", 1 / 16), ("int4", 0.1)]
 )
@@ -136,8 +127,8 @@ def test_which_matrices_a_scheme_changes():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_quantized_model_is_that_of_its_values_and_is_read_back(scheme, config, tmp_path, tokenizer):
-    model = untrained(config)
+def test_a_quantized_model_is_that_of_its_values_and_is_read_back(scheme, config, tmp_path, tokenizer, untrained):
+    model = untrained(config, 0.15)
     small = quantize(model, scheme)
     ids = torch.randint(400, (2, 30))
     values = Transformer(config)
@@ -170,10 +161,10 @@ def test_more_bits_are_closer(seed, scheme):
     assert error["int8"] < error["w8a8"] < error["fp8"] < error["int4"]
 
 
-def test_bad_weights_and_damaged_folders_are_named(tmp_path):
+def test_bad_weights_and_damaged_folders_are_named(tmp_path, untrained):
     with pytest.raises(HerdError, match="NaN"):
         quantized(torch.tensor([[1.0, float("nan")]]), "int8")
-    save_quantized(tmp_path, quantize(untrained(CONFIGS["tied"]), "int4"), "int4")
+    save_quantized(tmp_path, quantize(untrained(CONFIGS["tied"], 0.15), "int4"), "int4")
     note = tmp_path / "quantization.json"
     good = note.read_text()
     note.write_text(good.replace('"int4"', '"int3"'))
@@ -191,8 +182,8 @@ def test_bad_weights_and_damaged_folders_are_named(tmp_path):
         load_quantized(tmp_path)
 
 
-def test_casting_a_model_leaves_its_codes_alone():
-    small = quantize(untrained(CONFIGS["tied"]), "int4").to(torch.bfloat16)
+def test_casting_a_model_leaves_its_codes_alone(untrained):
+    small = quantize(untrained(CONFIGS["tied"], 0.15), "int4").to(torch.bfloat16)
     codes = cast(QuantizedLinear, small.get_submodule("layers.0.attention.wq")).matrix.codes
     scales = cast(QuantizedLinear, small.output).matrix.scales
     assert codes.dtype == torch.uint8 and scales.dtype == torch.float32

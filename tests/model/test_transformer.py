@@ -14,13 +14,8 @@ CONFIG = ModelConfig(3, 64, 8, 2, 160, 300, 8, 64)
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = Transformer(CONFIG)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.15)
-    return model.requires_grad_(False)
+def model(untrained):
+    return untrained(CONFIG, 0.15)
 
 
 def random_tokens(batch, length, seed=1):

@@ -6,7 +6,7 @@ in memory, not two models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -44,14 +44,20 @@ def parity(config: ModelConfig, reference: Mapping[str, Tensor], model: Mapping[
         wanted = last_states(config, reference, windows, lambda done: bar.update(done))
         had = last_states(config, model, windows, lambda done: bar.update(config.layers + done))
     head_wanted, head_had = _head(config, reference), _head(config, model)
-    worst, kl, agreed = 0.0, 0.0, 0
-    for state_wanted, state_had in zip(wanted, had, strict=True):
-        want, have = state_wanted @ head_wanted.T, state_had @ head_had.T
+    pairs = zip(wanted, had, strict=True)
+    return compared((want @ head_wanted.T, have @ head_had.T) for want, have in pairs)
+
+
+def compared(logits: Iterable[tuple[Tensor, Tensor]]) -> Parity:
+    """How far the second of each two logits (T, V), float32, is from the first."""
+    worst, kl, agreed, tokens = 0.0, 0.0, 0, 0
+    for want, have in logits:
         error = (want - have).abs().max()
         worst = max(worst, float(error)) if not error.isnan() else float("nan")
         kl += float(F.kl_div(have.log_softmax(-1), want.log_softmax(-1), reduction="sum", log_target=True))
         agreed += int((want.argmax(-1) == have.argmax(-1)).sum())
-    return Parity(len(tokens), worst, kl / len(tokens), agreed / len(tokens))
+        tokens += len(want)
+    return Parity(tokens, worst, kl / tokens, agreed / tokens)
 
 
 def last_states(

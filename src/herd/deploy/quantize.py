@@ -9,8 +9,9 @@ their low ends.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,12 +19,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError, human_bytes, progress, say, warn
 from herd.deploy.export import text_of
-from herd.deploy.parity import WINDOW_TOKENS, Parity
+from herd.deploy.parity import WINDOW_TOKENS, Parity, compared
 from herd.evidence import Claim, write_claims
 from herd.infer.engine import Engine
 from herd.infer.quantize import Scheme, quantize
@@ -91,7 +91,7 @@ def quantize_member(settings: QuantizeSettings, inputs: Mapping[str, Artifact], 
     save_quantized(out.folder, small, settings.scheme)
     exact = exact.to(hardware.device)
     cost = executed_parity(exact, small, tokens)
-    plain = load_native(inputs["model"].path).requires_grad_(False).to(hardware.device, hardware.dtype)
+    plain = copy.deepcopy(exact).to(hardware.dtype)
     floor = executed_parity(exact, plain, tokens)
     del exact
     gate = compare(Engine(plain, tokenizer), Engine(small, tokenizer), tokens, settings.answers, settings.seed)
@@ -111,18 +111,16 @@ def quantize_member(settings: QuantizeSettings, inputs: Mapping[str, Artifact], 
 @torch.inference_mode()
 def executed_parity(exact: Transformer, model: Transformer, tokens: Tensor) -> Parity:
     """How far a model as it runs is from exact weights in float32, over a 1-D tensor of token ids."""
-    worst, kl, agreed = 0.0, 0.0, 0
     windows = tokens.split(min(exact.config.context, WINDOW_TOKENS))
     with progress("comparing logits", len(tokens)) as bar:
-        for window in windows:
-            at = window[None].to(exact.norm.weight.device)
-            want, have = exact(at)[0].float(), model(at)[0].float()
-            error = (want - have).abs().max()
-            worst = max(worst, float(error)) if not error.isnan() else float("nan")
-            kl += float(F.kl_div(have.log_softmax(-1), want.log_softmax(-1), reduction="sum", log_target=True))
-            agreed += int((want.argmax(-1) == have.argmax(-1)).sum())
-            bar.update(len(window))
-    return Parity(len(tokens), worst, kl / len(tokens), agreed / len(tokens))
+
+        def logits() -> Iterator[tuple[Tensor, Tensor]]:
+            for window in windows:
+                at = window[None].to(exact.norm.weight.device)
+                yield exact(at)[0].float(), model(at)[0].float()
+                bar.update(len(window))
+
+        return compared(logits())
 
 
 def compare(before: Engine, after: Engine, tokens: Tensor, answers: int, seed: int) -> Gate:

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from herd.model.rope import turned
+
 
 def applies(x: Tensor, *weights: Tensor) -> bool:
     """Whether these functions can stand in for the modules: plain weights on one CPU, and gradients wanted.
@@ -123,17 +125,12 @@ class _RotateHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTHE: Tensor, turns_TF: Tensor) -> Tensor:
         ctx.save_for_backward(turns_TF)
-        return _turned(x_BTHE, turns_TF.unsqueeze(-2)).transpose(-3, -2).contiguous()
+        return turned(x_BTHE, turns_TF.unsqueeze(-2)).transpose(-3, -2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (turns_TF,) = ctx.saved_tensors
-        return _turned(gradients[0].transpose(-3, -2), turns_TF.unsqueeze(-2).conj()), None
-
-
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).contiguous()
-    return torch.view_as_real(torch.view_as_complex(wide) * turns).flatten(-2).to(x.dtype)
+        return turned(gradients[0].transpose(-3, -2), turns_TF.unsqueeze(-2).conj()), None
 
 
 def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

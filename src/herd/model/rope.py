@@ -45,11 +45,15 @@ def rotate(x_BTHE: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
 
     The tables are (T, F), or (B, T, F) where rows have positions of their own.
     """
+    if x_BTHE.device.type == "cpu" and not torch.is_grad_enabled():  # a seventh of the time
+        return turned(x_BTHE, torch.complex(cos_TF, sin_TF)[..., None, :])
     wide = x_BTHE.to(torch.promote_types(x_BTHE.dtype, torch.float32))
-    if wide.device.type == "cpu" and not torch.is_grad_enabled():  # a complex product: a seventh of the time
-        turns = torch.complex(cos_TF.to(wide.dtype), sin_TF.to(wide.dtype))[..., None, :]
-        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous()) * turns
-        return torch.view_as_real(turned).flatten(-2).type_as(x_BTHE)
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_TF[..., None, :], sin_TF[..., None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x_BTHE)
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Neighbouring pairs of the last dimension as complex numbers times `turns`, in float32 or wider; in x's dtype."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).contiguous()
+    return torch.view_as_real(torch.view_as_complex(wide) * turns).flatten(-2).to(x.dtype)
