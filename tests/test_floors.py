@@ -10,7 +10,17 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "herd"
 
 FLOORS: list[list[str]] = [  # rooms (folders) of one floor don't know each other
-    ["console", "intervals", "artifact", "evidence", "recipe_errors", "recipe_section", "recipe_posttrain", "recipe"],
+    [
+        "console",
+        "intervals",
+        "artifact",
+        "evidence",
+        "recipe_errors",
+        "recipe_section",
+        "recipe_data",
+        "recipe_posttrain",
+        "recipe",
+    ],
     ["model", "scaling"],
     ["data"],
     ["train", "infer", "tools"],

@@ -8,110 +8,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from herd.console import HerdError
+from herd.recipe_data import Data
 from herd.recipe_errors import explain
 from herd.recipe_posttrain import Posttrain, Safety, Tools
-from herd.recipe_section import PINNED, Name, Positive, PositiveReal, Section, Share, all_match, no_twins
+from herd.recipe_section import Name, Positive, PositiveReal, Section, Share, no_twins
 
 
 class Family(Section):
     name: Name
     seed: int = Field(default=0, ge=0, description="every random stream is derived from it")
     description: str = Field(default="", exclude=True)
-
-
-class PythonInstallation(Section):
-    """Code, docstrings and READMEs of the Python that runs herd; on every machine."""
-
-    kind: Literal["python-installation"]
-    name: Name
-    standard_library: bool = True
-    modules: list[str] = Field(default=[], description="only these modules of the standard library; empty means all")
-    packages: list[str] = Field(default=[], description="installed distributions to read besides")
-    max_bytes: Positive | None = None
-    required: bool = True
-
-
-class DebianPackages(Section):
-    """Documentation of Debian packages, downloaded with apt-get and unpacked without root."""
-
-    kind: Literal["debian-packages"]
-    name: Name
-    packages: list[str] = Field(min_length=1)
-    max_bytes: Positive | None = None
-    required: bool = Field(default=False, description="false: without apt the source is skipped, and one line says so")
-
-    @field_validator("packages")
-    @classmethod
-    def _named(cls, packages: list[str]) -> list[str]:
-        return all_match(packages, r"[a-z0-9][a-z0-9+.-]+", "the name of a Debian package")
-
-
-class Folder(Section):
-    """The user's own files: txt, md, rst, html, py, jsonl, csv, parquet."""
-
-    kind: Literal["folder"]
-    name: Name
-    path: str = Field(description="relative to the recipe file")
-    licence: str = "unstated"
-    max_bytes: Positive | None = None
-    required: bool = True
-
-
-class Tables(Section):
-    """CSV tables inside packages of the Python package index, read from the archive without importing it."""
-
-    kind: Literal["tables"]
-    name: Name
-    packages: list[str] = Field(min_length=1, description="NAME==VERSION")
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        default={}, description="NAME = digest of the archive; checked before it is opened"
-    )
-    max_rows: Positive = 40
-    max_bytes: Positive | None = None
-    required: bool = False
-
-    @field_validator("packages")
-    @classmethod
-    def _pinned(cls, packages: list[str]) -> list[str]:
-        return all_match(packages, PINNED, "NAME==VERSION")
-
-    @model_validator(mode="after")
-    def _known(self) -> Tables:
-        names = {package.split("==")[0] for package in self.packages}
-        if unknown := sorted(set(self.sha256) - names):
-            raise ValueError(f"sha256 names {', '.join(unknown)}, packages are {', '.join(sorted(names))}")
-        return self
-
-
-Source = Annotated[PythonInstallation | DebianPackages | Folder | Tables, Field(discriminator="kind")]
-
-
-class Data(Section):
-    source: list[Source] = Field(min_length=1)
-    languages: list[str] = Field(
-        default=["en"], description="ISO 639-1 codes kept; code and tables are kept in any language"
-    )
-    min_bytes: Positive = Field(default=1_000_000, description="less cleaned text than this is an error")
-    held_out_share: Share = Field(default=0.03, description="share of documents never trained on")
-    near_duplicate_similarity: Share = Field(
-        default=0.8, description="MinHash Jaccard similarity that counts as a duplicate"
-    )
-    line_repeats: Positive = Field(
-        default=6, description="a line in more documents than this is boilerplate (paper 3.1.1)"
-    )
-    min_document_bytes: Positive = 200
-    max_document_bytes: Positive = 400_000
-
-    @field_validator("source")
-    @classmethod
-    def _distinct(cls, sources: list[Any]) -> list[Any]:
-        no_twins([source.name for source in sources])
-        return sources
 
 
 class Tokenizer(Section):

@@ -16,7 +16,7 @@ from herd.data.language import identify, languages
 from herd.data.readers import Skipped, Unavailable, read_folder
 from herd.model.formats.tokenizer_json import HUGGING_FACE, META, NOTE, load_any_tokenizer
 from herd.model.tokenizer import Tokenizer
-from herd.recipe import Folder
+from herd.recipe_data import Folder
 
 MAX_BARS = 24  # languages in the picture; more can't be read
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito's

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from herd.console import HerdError
-from herd.recipe import Data, Pretrain, Recipe, Scaling, Section, Size
+from herd.recipe import Data, Pretrain, Recipe, Scaling, Size
+from herd.recipe_section import Section
 from herd.stage import Stage, same
 
 

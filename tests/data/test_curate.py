@@ -14,7 +14,7 @@ from herd.console import HerdError
 from herd.data.curate import CurateSettings, curate, split_of
 from herd.data.pii import mask
 from herd.data.sources import CollectSettings, collect
-from herd.recipe import Data, Folder, PythonInstallation
+from herd.recipe_data import Data, Folder, PythonInstallation
 
 STDLIB = PythonInstallation(
     kind="python-installation",

@@ -13,7 +13,7 @@ from herd.console import HerdError
 from herd.data import debian
 from herd.data.readers import Skipped, Unavailable
 from herd.data.sources import CollectSettings, collect, fingerprint
-from herd.recipe import DebianPackages, Folder, PythonInstallation
+from herd.recipe_data import DebianPackages, Folder, PythonInstallation
 
 
 def folder(**more: Any) -> Folder:

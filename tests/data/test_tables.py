@@ -13,7 +13,7 @@ import pytest
 from herd.console import HerdError
 from herd.data import tables
 from herd.data.readers import Skipped, Unavailable
-from herd.recipe import Tables
+from herd.recipe_data import Tables
 
 CSV = b"x,y\n1,2\n3,4\n5,6\n"
 DAY = date(2024, 1, 1)

@@ -24,7 +24,7 @@ from herd.model.extend import extend_tokenizer
 from herd.model.formats.tokenizer_files import read_ranks
 from herd.model.formats.tokenizer_json import load_any_tokenizer
 from herd.model.tokenizer import Tokenizer, special_tokens
-from herd.recipe import DebianPackages
+from herd.recipe_data import DebianPackages
 
 PACKAGES = ["harden-doc", "apache2-doc"]  # 5 MB; English, French, German, Italian, Spanish, Portuguese, Turkish, ...
 BASE_RANKS = 100_256  # where cl100k ends and Llama 3's own begin

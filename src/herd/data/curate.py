@@ -30,7 +30,8 @@ from herd.data.documents import CURATED, DROPS, Writer, file_identity, read_rows
 from herd.data.extract import extract
 from herd.data.funnel import Funnel
 from herd.data.words import tokens
-from herd.recipe import Data, Section
+from herd.recipe_data import Data
+from herd.recipe_section import Section
 
 STEPS = ("extract", "pii", "language", "exact", "near", "lines", "heuristics")
 LINE_KINDS = ("prose", "docs")  # a line taken from code or from a table breaks it

@@ -21,7 +21,7 @@ from herd.data.cache import downloaded_on, folder, note_download
 from herd.data.documents import RawDocument
 from herd.data.extract import is_text
 from herd.data.readers import MAX_FILE_BYTES, Skipped, Unavailable
-from herd.recipe import DebianPackages
+from herd.recipe_data import DebianPackages
 
 TIMEOUT_SECONDS = 600
 MAX_MEMBERS = 500_000

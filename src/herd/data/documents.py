@@ -25,6 +25,7 @@ RAW = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
+        ("url", pa.string()),  # empty where it has none
         ("kind", pa.string()),
         ("media", pa.string()),
         ("licence", pa.string()),
@@ -37,25 +38,60 @@ CURATED = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
+        ("url", pa.string()),
         ("kind", pa.string()),
+        ("page", pa.string()),  # how a page was extracted: article, code or reasoning; empty where it is no page
         ("language", pa.string()),
         ("licence", pa.string()),
         ("retrieved", pa.date32()),
         ("split", pa.string()),
+        ("group", pa.string()),  # of the mix: general, reasoning, code or multilingual
+        ("topic", pa.string()),  # knowledge class; empty where nothing was classified
+        ("quality", pa.float32()),  # 0 to 1; null where nothing was scored
         ("text", pa.string()),
         ("bytes", pa.int32()),
     ]
 )
+# A row for every document that was dropped. `kept` is the id of the document that stands for it where it is a copy:
+# documents with equal `kept`, and that one, are a cluster.
 DROPS = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
+        ("url", pa.string()),
         ("step", pa.string()),
         ("rule", pa.string()),
         ("score", pa.float64()),
         ("threshold", pa.float64()),
         ("bytes", pa.int64()),
+        ("kept", pa.string()),
+    ]
+)
+# A row for every document that a step changed and let pass: personal data masked, repeated lines taken out.
+CHANGES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("step", pa.string()),
+        ("rule", pa.string()),
+        ("count", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sample", pa.string()),  # of what was taken out; empty where that is private
+    ]
+)
+# A few documents for each rule that dropped some, and for each step some that passed (rule empty), to look at.
+SAMPLES = pa.schema(
+    [
+        ("step", pa.string()),
+        ("rule", pa.string()),
+        ("dropped", pa.bool_()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("url", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("text", pa.string()),  # its first 2,000 characters
     ]
 )
 
@@ -64,7 +100,7 @@ class RawDocument(NamedTuple):
     """What a reader yields: one document as it was found.
 
     `kind` is code, docs, prose or table (it selects the filters); `media` is html, python, text, markdown, rst or
-    csv (it selects the extraction).
+    csv (it selects the extraction). `url` is the address it came from, empty where it has none.
     """
 
     path: str
@@ -73,6 +109,7 @@ class RawDocument(NamedTuple):
     licence: str
     retrieved: date
     content: bytes
+    url: str = ""
 
 
 def document_id(source: str, path: str) -> str:

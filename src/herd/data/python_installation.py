@@ -17,7 +17,7 @@ from typing import Any
 
 from herd.data.documents import RawDocument
 from herd.data.readers import Skipped, Unavailable, read_file, walk_files
-from herd.recipe import PythonInstallation
+from herd.recipe_data import PythonInstallation
 
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "dist-packages", "_pytest"}
 PSF_LICENCE = "PSF-2.0"

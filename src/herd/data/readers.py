@@ -23,7 +23,7 @@ from herd.artifact import CURRENT
 from herd.data.documents import RawDocument
 from herd.data.extract import decode, is_text
 from herd.evidence import LEDGER
-from herd.recipe import Folder
+from herd.recipe_data import Folder
 
 MAX_FILE_BYTES = 20_000_000  # ours: a single document beyond this is data, not text to learn from
 MAX_LICENCE_CHARACTERS = 100

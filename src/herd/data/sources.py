@@ -23,7 +23,8 @@ from herd.data.documents import RAW, RawDocument, Writer, document_id, file_iden
 from herd.data.python_installation import installation_facts, read_python_installation
 from herd.data.readers import Skipped, Unavailable, listing, read_folder
 from herd.data.tables import read_tables
-from herd.recipe import DebianPackages, Folder, PythonInstallation, Section, Source, Tables
+from herd.recipe_data import DebianPackages, Folder, PythonInstallation, Source, Tables
+from herd.recipe_section import Section
 
 
 class CollectSettings(Section):

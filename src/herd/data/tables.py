@@ -30,7 +30,7 @@ from herd.data.cache import downloaded_on, folder, note_download
 from herd.data.documents import RawDocument
 from herd.data.python_installation import licence_of
 from herd.data.readers import MAX_FILE_BYTES, Skipped, Unavailable, render_table
-from herd.recipe import Tables
+from herd.recipe_data import Tables
 
 TIMEOUT_SECONDS = 300
 NESTED = (".tar.gz", ".tgz", ".zip")
