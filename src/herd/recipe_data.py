@@ -177,7 +177,7 @@ class Data(Section):
     decontamination: Decontamination | None = None
     engine: Literal["local", "ray"] = Field(default="local", exclude=True, description="what runs the tasks")
     workers: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
-    part_bytes: Positive = Field(default=32_000_000, exclude=True, description="raw bytes a task takes at once")
+    part_bytes: Positive = Field(default=32_000_000, description="raw bytes a task takes at once; bounds its memory")
 
     @field_validator("source")
     @classmethod
