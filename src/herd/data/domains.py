@@ -31,10 +31,38 @@ _CHUNK = 4_000_000  # bytes of a list that are hashed at once; the arrays made o
 
 # Where strangers have a subdomain each, that subdomain is the site.
 _SHARED_HOSTS = frozenset(
-    "appspot.com azurewebsites.net blogspot.com cloudfront.net deviantart.com firebaseapp.com fly.dev github.io"
-    " gitlab.io herokuapp.com hatenablog.com livejournal.com neocities.org netlify.app onrender.com over-blog.com"
-    " pages.dev readthedocs.io sourceforge.io sourceforge.net substack.com tripod.com tumblr.com typepad.com"
-    " vercel.app web.app weebly.com wixsite.com wordpress.com workers.dev".split()
+    {
+        "appspot.com",
+        "azurewebsites.net",
+        "blogspot.com",
+        "cloudfront.net",
+        "deviantart.com",
+        "firebaseapp.com",
+        "fly.dev",
+        "github.io",
+        "gitlab.io",
+        "herokuapp.com",
+        "hatenablog.com",
+        "livejournal.com",
+        "neocities.org",
+        "netlify.app",
+        "onrender.com",
+        "over-blog.com",
+        "pages.dev",
+        "readthedocs.io",
+        "sourceforge.io",
+        "sourceforge.net",
+        "substack.com",
+        "tripod.com",
+        "tumblr.com",
+        "typepad.com",
+        "vercel.app",
+        "web.app",
+        "weebly.com",
+        "wixsite.com",
+        "wordpress.com",
+        "workers.dev",
+    }
 )
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:(?=[/\\])", re.IGNORECASE)
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]+|[0-9]+)(?:\.(?:0x[0-9a-f]+|[0-9]+)){0,3}")
@@ -220,7 +248,9 @@ def _hash_plain_lines(data: NDArray[np.uint8]) -> tuple[Hashes, list[str]]:
     plain = filled & (strange[ends] == strange[starts]) & (dots[ends] > dots[starts]) & (ends - starts <= MAX_HOST)
     plain[plain] = ~dot[starts[plain]] & ~dot[ends[plain] - 1]
     odd = filled & ~plain & (ends - starts <= MAX_LINE)
-    others = [data[start:end].tobytes().decode("utf-8", "replace").strip() for start, end in zip(starts[odd], ends[odd])]
+    others = [
+        data[start:end].tobytes().decode("utf-8", "replace").strip() for start, end in zip(starts[odd], ends[odd])
+    ]
     starts, ends = starts[plain], ends[plain]
     lower = _LOWER[data]
     www = (ends - starts > 4) & (dots[ends] - dots[starts] > 1)
