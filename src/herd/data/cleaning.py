@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from herd.data.domains import DomainCounts, DomainList, host_of, site_of
-from herd.data.word_lists import DirtyWords
 
 from herd.data import language, minhash, pii
 from herd.data.documents import CURATED, Writer, read_rows
+from herd.data.domain_scores import DomainCounts
+from herd.data.domains import DomainList, host_of, site_of
 from herd.data.exchange import write_run
 from herd.data.extract import extract
 from herd.data.funnel import Ledger
 from herd.data.language import LanguageTable, declared_language
 from herd.data.lines import line_keys
+from herd.data.word_lists import DirtyWords, is_dirty, word_count
 from herd.data.words import Hashes, Tokens, tokens
 from herd.recipe_data import Data
 
@@ -52,7 +54,7 @@ class Cleaning(NamedTuple):
     data: Data
     line_buckets: int
     blocklist: Path | None
-    dirty_words: Path | None
+    base: Path
 
 
 def clean(task: Cleaning) -> dict[str, Any]:
@@ -78,8 +80,8 @@ class _Cleaner:
     def __init__(self, task: Cleaning, ledger: Ledger) -> None:
         self._ledger = ledger
         self._wanted = task.data.languages
-        self._blocklist = DomainList.open(task.blocklist) if task.blocklist else None
-        self._dirty = DirtyWords.open(task.dirty_words) if task.dirty_words else None
+        self._blocklist = DomainList.read(task.blocklist) if task.blocklist else None
+        self._dirty = dirty_words(task.data, task.base)
         self._languages = LanguageTable()
         self._sites: dict[str, DomainCounts] = defaultdict(DomainCounts)
 
@@ -107,9 +109,9 @@ class _Cleaner:
         code, confidence = language.identify(found.text)
         size = len(found.text.encode("utf-8", "replace"))
         ledger.enter("pii", size)
-        masked = pii.mask(found.text, row["kind"], code)
+        masked = pii.mask(found.text, row["kind"])
         if masked.is_directory:
-            return ledger.drop(row, "pii", "directory", masked.emails_per_kb, pii.MAX_EMAILS_PER_KB, size)
+            return ledger.drop(row, "pii", "directory", masked.personal_per_kb, pii.MAX_PERSONAL_PER_KB, size)
         parts = tokens(masked.text)
         if personal := +masked.counts:
             for name, count in personal.items():
@@ -124,17 +126,30 @@ class _Cleaner:
                 ledger.note("other_languages", code)
                 return ledger.drop(row, "language", "other_language", confidence, 0.0, len(parts.data), masked.text)
         if row["url"]:
-            dirty = self._dirty.count(parts, masked.text, code) if self._dirty is not None else 0
-            self._sites[site_of(host_of(row["url"]))].add(len(parts.data), len(parts.words), masked.counts, dirty)
+            self._count(site_of(host_of(row["url"])), parts, masked, code)
         row |= {"language": code, "page": found.page, "text": masked.text, "verbatim": found.verbatim}
         return {**row, "bytes": len(parts.data)}, parts
+
+    def _count(self, site: str, parts: Tokens, masked: pii.Masked, code: str) -> None:
+        """Add a document to the counts of its site."""
+        words = word_count(parts, masked.text, code)
+        dirty = self._dirty.count(parts, masked.text, code) if self._dirty is not None else 0
+        personal = masked.personal
+        self._sites[site] += DomainCounts(
+            1, len(parts.data), words, personal, int(personal > 0), dirty, int(is_dirty(dirty, words))
+        )
 
     def tables(self) -> dict[str, Any]:
         """What is known of languages and of whole sites."""
         return {
             "languages": self._languages.rows(),
-            "sites": {site: counts.values() for site, counts in sorted(self._sites.items())},
+            "sites": {site: astuple(counts) for site, counts in sorted(self._sites.items())},
         }
+
+
+def dirty_words(data: Data, base: Path) -> DirtyWords | None:
+    """The recipe's word lists, where it names some."""
+    return DirtyWords.load(data.dirty_words, base, data.languages) if data.dirty_words else None
 
 
 class _Facts:

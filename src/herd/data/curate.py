@@ -21,19 +21,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from herd.data.decontaminate import Benchmarks
-from herd.data.domains import DomainCounts, DomainList
-from herd.data.quality import fit_quality, lowest
-from herd.data.topics import fit_topics
-from herd.data.word_lists import DirtyWords
 from pydantic import Field, field_serializer
 
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import cleaning, domains, duplicates, filtering, funnel, language, listed_files, scoring, writing
+from herd.data import cleaning, duplicates, filtering, funnel, language, listed_files, scoring, writing
 from herd.data.documents import file_identity, raw_parts
+from herd.data.domain_scores import DomainCounts, merge, verdicts
+from herd.data.domains import DomainList
 from herd.data.duplicates import Corpus
 from herd.data.engine import Engine, run_tasks
+from herd.data.quality import fit_quality, lowest
+from herd.data.topics import fit_topics
+from herd.data.word_lists import DirtyWords
 from herd.recipe_data import Data
 from herd.recipe_section import Section
 
@@ -98,25 +99,24 @@ class _Lists(NamedTuple):
     """Lists of the recipe, read once and written as arrays that every task maps."""
 
     blocklist: Path | None
-    dirty_words: Path | None
     benchmarks: Path | None
 
 
 def _prepare(settings: CurateSettings, folder: Path) -> _Lists:
     data, base = settings.data, settings.base
     folder.mkdir(exist_ok=True)
-    paths = _Lists(*(folder / f"{name}.npz" for name in _Lists._fields))
+    blocklist, benchmarks = folder / "blocklist.npy", folder / "benchmarks.npz"
     if data.blocklists:
         found = DomainList.load(data.blocklists, base)
         console.say(f"blocklists: {found.entries:,} domains")
-        found.write(paths.blocklist or folder)
+        found.write(blocklist)
     if data.dirty_words:
-        DirtyWords.load(data.dirty_words, base, data.languages).write(paths.dirty_words or folder)
+        found = DirtyWords.load(data.dirty_words, base, data.languages).entries
+        console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.items()))
     if data.decontamination is not None:
         rules = data.decontamination
-        Benchmarks.load(rules.paths, base, rules.ngram).write(paths.benchmarks or folder)
-    asked = (data.blocklists, data.dirty_words, data.decontamination)
-    return _Lists(*(path if wanted else None for path, wanted in zip(paths, asked, strict=True)))
+        Benchmarks.load(rules.paths, base, rules.ngram).write(benchmarks)
+    return _Lists(blocklist if data.blocklists else None, benchmarks if data.decontamination else None)
 
 
 class _Work(NamedTuple):
@@ -142,7 +142,13 @@ class _Work(NamedTuple):
             (
                 path.stem,
                 cleaning.Cleaning(
-                    path, self.folder, path.stem, self.settings.data, buckets, lists.blocklist, lists.dirty_words
+                    path,
+                    self.folder,
+                    path.stem,
+                    self.settings.data,
+                    buckets,
+                    lists.blocklist,
+                    self.settings.base,
                 ),
             )
             for path in self.raw
@@ -153,8 +159,8 @@ class _Work(NamedTuple):
         data = self.settings.data
         names = [path.stem for path in self.raw]
         corpus = duplicates.join_facts(self.folder, names, [part["documents"] for part in cleaned])
-        verdicts = domains.verdicts(_sites(cleaned))
-        sites = {cleaning.text_key(site): tuple(verdict) for site, verdict in verdicts.items()}
+        found = verdicts(_sites(cleaned))
+        sites = {cleaning.text_key(site): tuple(verdict) for site, verdict in found.items()}
         duplicates.decide(corpus, data, np.array(sorted(sites), np.uint64), self.engine)
         lines = sum(len(np.load(f"{path}.keys.npy", mmap_mode="r")) for path, _ in corpus.runs("lines"))
         corpus.save("repeated", duplicates.repeated_lines(corpus, lines, data.line_repeats, self.engine))
@@ -172,7 +178,7 @@ class _Work(NamedTuple):
                     settings.data,
                     buckets,
                     sites,
-                    lists.dirty_words,
+                    settings.base,
                     lists.benchmarks,
                     tuple(reference),
                     settings.seed,
@@ -198,7 +204,10 @@ class _Work(NamedTuple):
         paths = [self.folder / f"{name}.learn.npz" for name in corpus.names]
         samples = lowest(filtering.load_samples(paths), reference, seed)
         with console.progress("learn what it is about"):
-            fit_topics(samples, seed).save(models)
+            try:
+                fit_topics(samples, seed).save(models)
+            except HerdError as error:  # a small corpus: documents go without topics
+                console.say(str(error))
             if reference:
                 fit_quality(samples, reference, seed).save(models)
 
@@ -233,8 +242,7 @@ def _sites(cleaned: list[dict[str, Any]]) -> dict[str, DomainCounts]:
     """Counts of every site, over all parts."""
     total: dict[str, DomainCounts] = {}
     for part in cleaned:
-        for site, values in part["sites"].items():
-            total[site] = total.get(site, DomainCounts()) + DomainCounts(*values)
+        merge({site: DomainCounts(*values) for site, values in part["sites"].items()}, total)
     return total
 
 

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from herd.data.decontaminate import Benchmarks
-from herd.data.quality import Sample, lowest, sample_of
-from herd.data.word_lists import DirtyWords
 from numpy.typing import NDArray
 
 from herd.data import duplicates, heuristics, outliers
-from herd.data.cleaning import EXTRACTED, LINE_KINDS, salted_lines
+from herd.data.cleaning import EXTRACTED, LINE_KINDS, dirty_words, salted_lines
 from herd.data.documents import Writer, read_rows
 from herd.data.duplicates import KEPT, SITE, Corpus
 from herd.data.funnel import Ledger
 from herd.data.lines import without_repeated
+from herd.data.quality import Sample, lowest, sample_of
+from herd.data.word_lists import MAX_PER_1000, is_dirty, word_count
 from herd.data.words import Tokens, tokens
 from herd.recipe_data import Data
 
@@ -33,7 +33,7 @@ class Filtering(NamedTuple):
     data: Data
     line_buckets: int
     sites: dict[int, tuple[str, float, float]]
-    dirty_words: Path | None
+    base: Path
     benchmarks: Path | None
     reference: tuple[str, ...]
     seed: int
@@ -93,7 +93,7 @@ class _Judge:
         self._fate, self._keeper, self._score = (corpus.array(name) for name in ("fate", "keeper", "score"))
         self._ids, self._sites = corpus.array("ids"), corpus.array("sites")
         self._repeated = corpus.array("repeated")
-        self._dirty = DirtyWords.open(task.dirty_words) if task.dirty_words else None
+        self._dirty = dirty_words(task.data, task.base)
         self._benchmarks = Benchmarks.open(task.benchmarks) if task.benchmarks else None
 
     def is_copy(self, row: dict[str, Any], number: int, ledger: Ledger) -> bool:
@@ -122,9 +122,16 @@ class _Judge:
             parts = self._without_lines(row, parts, number, ledger)
         ledger.enter("heuristics", row["bytes"])
         data = self._data
-        bad = heuristics.judge(row["text"], parts, row["kind"], data.min_document_bytes, data.max_document_bytes)
-        if bad is None and self._dirty is not None:
-            bad = heuristics.dirty(self._dirty.count(parts, row["text"], row["language"]), len(parts.words))
+        bad = heuristics.judge(
+            row["text"],
+            parts,
+            row["kind"],
+            data.min_document_bytes,
+            data.max_document_bytes,
+            row["page"],
+            row["language"],
+        )
+        bad = bad or self._dirty_words(row, parts)
         if bad is not None:
             return ledger.drop(row, "heuristics", bad.rule, bad.score, bad.threshold, row["bytes"], row["text"])
         ledger.show_passed(row, "heuristics", row["text"])
@@ -135,6 +142,16 @@ class _Judge:
             if hits > limit:
                 return ledger.drop(row, "contamination", benchmark, hits, limit, row["bytes"], row["text"])
         return parts
+
+    def _dirty_words(self, row: dict[str, Any], parts: Tokens) -> heuristics.Verdict | None:
+        if self._dirty is None or row["kind"] not in LINE_KINDS:
+            return None
+        count, words = (
+            self._dirty.count(parts, row["text"], row["language"]),
+            word_count(parts, row["text"], row["language"]),
+        )
+        share = 1000 * count / max(1, words)
+        return heuristics.Verdict("dirty_words", share, MAX_PER_1000) if is_dirty(count, words) else None
 
     @property
     def _limit(self) -> int:

@@ -8,6 +8,7 @@ compared with those of its kind, language and length (in octaves): what lies bey
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 

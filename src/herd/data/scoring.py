@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from herd.data.quality import QualityModels
-from herd.data.technical import reasoning_score
-from herd.data.topics import Topics
 from numpy.typing import NDArray
 
 from herd.data import outliers, quality
 from herd.data.documents import read_rows
 from herd.data.filtering import corpus_of
+from herd.data.quality import QualityModels
+from herd.data.technical import reasoning_score
+from herd.data.topics import TopicModel, cap
 from herd.data.words import tokens
 from herd.recipe_data import Data
 
@@ -39,7 +39,7 @@ def score(task: Scoring) -> str:
     with np.load(task.corpora) as counts:
         shares = {name: outliers.log_shares(counts[name]) for name in counts.files}
     judge = QualityModels.load(task.models) if (task.models / "quality.json").is_file() else None
-    topics = Topics.load(task.models)
+    topics = TopicModel.load(task.models) if (task.models / "topics.json").is_file() else None
     columns: dict[str, list[Any]] = defaultdict(list)
     for row in read_rows(task.filtered):
         parts = tokens(row["text"])
@@ -49,7 +49,7 @@ def score(task: Scoring) -> str:
         columns["language"].append(row["language"])
         columns["judged"].append(row["source"] not in task.reference)
         columns["quality"].append(judge.score(parts, row["language"]) if judge is not None else float("nan"))
-        columns["topic"].append(topics.classify(parts)[0])
+        columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
         columns["reasoning"].append(reasoning_score(parts))
         columns["bytes"].append(row["bytes"])
     np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})
@@ -84,4 +84,4 @@ def limits(files: Sequence[str], data: Data) -> Limits:
     topics, sizes = np.unique(column("topic"), return_inverse=True)
     weights = np.bincount(sizes, column("bytes"), len(topics)) if len(topics) else np.empty(0)
     by_topic = dict(zip(topics.tolist(), weights.tolist(), strict=True))
-    return Limits(outliers.limits(groups, data.outlier_share), worst, Topics.cap(by_topic, data.mix.class_caps))
+    return Limits(outliers.limits(groups, data.outlier_share), worst, cap(by_topic, data.mix.class_caps))

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from herd.data.hub import read_hub
 from pydantic import Field
 
 from herd import console
@@ -24,6 +23,7 @@ from herd.console import HerdError
 from herd.data.debian import read_debian_packages
 from herd.data.documents import RAW, RawDocument, Writer, document_id, file_identity, read_rows
 from herd.data.engine import Engine, run_tasks
+from herd.data.hub import read_hub
 from herd.data.python_installation import installation_facts, read_python_installation
 from herd.data.readers import Skipped, Unavailable, Unit, listing, read_unit, units
 from herd.data.tables import read_tables

@@ -141,7 +141,9 @@ def _entries(spec: str, listed: Listed) -> set[str]:
     """The words and phrases of a file, with plain spaces. Raises HerdError where it has none."""
     data = listed.stream.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
-        raise HerdError(f"word list '{spec}': {listed.name} has over {MAX_LIST_BYTES:,} bytes; expected a list of words")
+        raise HerdError(
+            f"word list '{spec}': {listed.name} has over {MAX_LIST_BYTES:,} bytes; expected a list of words"
+        )
     try:
         text = data.decode("utf-8-sig")
         lines = json.loads(text) if listed.name.endswith(".json") else _lines(text)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from herd.data.linear import hash_share
-from herd.data.technical import group_of
 
 from herd.data.documents import CURATED, Writer, read_rows
 from herd.data.funnel import Ledger
+from herd.data.linear import hash_share
 from herd.data.scoring import Limits
+from herd.data.technical import group_of
 from herd.recipe_data import Data
 
 
