@@ -121,7 +121,7 @@ class _Cleaner:
 
         ledger.enter("language", len(parts.data))
         if row["kind"] not in ANY_LANGUAGE_KINDS:
-            self._languages.add(declared, code, confidence, len(parts.data))
+            self._languages.add(row["source"], declared, code, confidence, len(parts.data))
             if code not in self._wanted:
                 ledger.note("other_languages", code)
                 return ledger.drop(row, "language", "other_language", confidence, 0.0, len(parts.data), masked.text)
@@ -142,7 +142,7 @@ class _Cleaner:
     def tables(self) -> dict[str, Any]:
         """What is known of languages and of whole sites."""
         return {
-            "languages": self._languages.rows(),
+            "languages": self._languages.to_json(),
             "sites": {site: astuple(counts) for site, counts in sorted(self._sites.items())},
         }
 

