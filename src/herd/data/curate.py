@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from herd.data.decontaminate import Benchmarks
 from pydantic import Field, field_serializer
 
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import cleaning, duplicates, filtering, funnel, language, listed_files, scoring, writing
+from herd.data import cleaning, duplicates, filtering, funnel, listed_files, scoring, writing
+from herd.data.decontaminate import Benchmarks
 from herd.data.documents import file_identity, raw_parts
 from herd.data.domain_scores import DomainCounts, merge, verdicts
 from herd.data.domains import DomainList
 from herd.data.duplicates import Corpus
-from herd.data.engine import Engine, run_tasks
+from herd.data.engine import Crew, Engine
+from herd.data.language import LanguageTable
 from herd.data.quality import fit_quality, lowest
 from herd.data.topics import fit_topics
 from herd.data.word_lists import DirtyWords
@@ -75,13 +76,12 @@ def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft)
     Documents that are kept and documents that were dropped add up to the input. Raises HerdError where less text is
     left than `data.min_bytes`, or a list of the recipe can't be read.
     """
-    raw = raw_parts(inputs["sources"].path)
-    work = _Work(settings, out.work, raw, Engine(settings.data.engine, settings.data.workers))
-    cleaned = work.clean()
-    corpus, sites = work.compare(cleaned)
-    filtered = work.filter(corpus, sites)
-    scores = work.score(corpus)
-    written = work.write(corpus, scores)
+    with Crew(Engine(settings.data.engine, settings.data.workers)) as crew:
+        work = _Work(settings, out.work, raw_parts(inputs["sources"].path), crew)
+        cleaned = work.clean()
+        corpus, sites = work.compare(cleaned)
+        filtered = work.filter(corpus, sites)
+        written = work.write(corpus, work.score(corpus))
     names = [(out.work, f"{name}.{step}") for step in ("clean", "filter", "write") for name in corpus.names]
     funnel.write_records(out.folder, names)
     writing.join([out.work / f"{name}.final.parquet" for name in corpus.names], out.folder / "documents.parquet")
@@ -125,7 +125,7 @@ class _Work(NamedTuple):
     settings: CurateSettings
     folder: Path
     raw: list[Path]
-    engine: Engine
+    crew: Crew
 
     @property
     def buckets(self) -> int:
@@ -153,17 +153,19 @@ class _Work(NamedTuple):
             )
             for path in self.raw
         ]
-        return run_tasks(self.engine, "text and hashes", cleaning.clean, tasks, self.folder / "clean")
+        return self.crew.run("text and hashes", cleaning.clean, tasks, self.folder / "clean")
 
     def compare(self, cleaned: list[dict[str, Any]]) -> tuple[Corpus, dict[int, tuple[str, float, float]]]:
         data = self.settings.data
         names = [path.stem for path in self.raw]
         corpus = duplicates.join_facts(self.folder, names, [part["documents"] for part in cleaned])
         found = verdicts(_sites(cleaned))
-        sites = {cleaning.text_key(site): tuple(verdict) for site, verdict in found.items()}
-        duplicates.decide(corpus, data, np.array(sorted(sites), np.uint64), self.engine)
+        sites = {
+            cleaning.text_key(site): (verdict.rule, verdict.score, verdict.threshold) for site, verdict in found.items()
+        }
+        duplicates.decide(corpus, data, np.array(sorted(sites), np.uint64), self.crew)
         lines = sum(len(np.load(f"{path}.keys.npy", mmap_mode="r")) for path, _ in corpus.runs("lines"))
-        corpus.save("repeated", duplicates.repeated_lines(corpus, lines, data.line_repeats, self.engine))
+        corpus.save("repeated", duplicates.repeated_lines(corpus, lines, data.line_repeats, self.crew))
         return corpus, sites
 
     def filter(self, corpus: Corpus, sites: dict[int, tuple[str, float, float]]) -> list[dict[str, Any]]:
@@ -186,7 +188,7 @@ class _Work(NamedTuple):
             )
             for number, name in enumerate(corpus.names)
         ]
-        filtered = run_tasks(self.engine, "filter", filtering.apply, tasks, self.folder / "filter")
+        filtered = self.crew.run("filter", filtering.apply, tasks, self.folder / "filter")
         self._learn(corpus)
         return filtered
 
@@ -226,7 +228,7 @@ class _Work(NamedTuple):
             )
             for name in corpus.names
         ]
-        return run_tasks(self.engine, "score", scoring.score, tasks, self.folder / "score")
+        return self.crew.run("score", scoring.score, tasks, self.folder / "score")
 
     def write(self, corpus: Corpus, scores: Sequence[str]) -> list[dict[str, Any]]:
         data, seed = self.settings.data, self.settings.seed
@@ -235,7 +237,7 @@ class _Work(NamedTuple):
             (name, writing.Writing(self.folder, name, file, limits, data, seed))
             for name, file in zip(corpus.names, scores, strict=True)
         ]
-        return run_tasks(self.engine, "write", writing.write, tasks, self.folder / "write")
+        return self.crew.run("write", writing.write, tasks, self.folder / "write")
 
 
 def _sites(cleaned: list[dict[str, Any]]) -> dict[str, DomainCounts]:
@@ -252,9 +254,12 @@ def _facts(corpus: Corpus, cleaned: list[dict[str, Any]], sites: Mapping[int, An
     copies = keeper[np.isin(fate, [duplicates.URL, duplicates.EXACT, duplicates.NEAR])]
     kept, sizes = np.unique(copies, return_counts=True)
     largest = np.lexsort((ids[kept], -sizes))[:CLUSTERS_NAMED]
+    languages = LanguageTable()
+    for part in cleaned:
+        languages.merge(LanguageTable.from_json(part["languages"]))
     names = {cleaning.text_key(site): site for part in cleaned for site in part["sites"]}
     return {
-        "languages": language.merge_tables([part["languages"] for part in cleaned]),
+        "languages": [row._asdict() for row in languages.rows()],
         "sites_dropped": [
             {"site": names[key], "rule": verdict[0], "score": verdict[1], "threshold": verdict[2]}
             for key, verdict in sorted(sites.items(), key=lambda item: names[item[0]])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from herd.data import minhash
 from herd.data.cleaning import FACTS
 from herd.data.documents import read_rows
-from herd.data.engine import Engine, run_tasks
+from herd.data.engine import Crew
 from herd.data.exchange import join_arrays, ranges, read_range
 from herd.data.minhash import Numbers
 from herd.data.words import tokens
@@ -72,7 +72,7 @@ def join_facts(folder: Path, names: Sequence[str], documents: Sequence[int]) -> 
     return corpus
 
 
-def decide(corpus: Corpus, data: Data, bad_sites: NDArray[np.uint64], engine: Engine) -> Fates:
+def decide(corpus: Corpus, data: Data, bad_sites: NDArray[np.uint64], crew: Crew) -> Fates:
     """The fate of every document, level after level: what one level drops, the next doesn't see."""
     fates = Fates(
         np.zeros(corpus.documents, np.int8), np.arange(corpus.documents), np.zeros(corpus.documents, np.float64)
@@ -80,10 +80,10 @@ def decide(corpus: Corpus, data: Data, bad_sites: NDArray[np.uint64], engine: En
     fates.fate[np.isin(corpus.array("sites"), bad_sites)] = SITE
     for fate, title, function in ((URL, "same address", newest_of_url), (EXACT, "equal texts", best_of_text)):
         corpus.save("fate", fates.fate)
-        for dropped, kept in _each_range(corpus, engine, title, function):
+        for dropped, kept in _each_range(corpus, crew, title, function):
             fates.fate[dropped], fates.keeper[dropped], fates.score[dropped] = fate, kept, 1.0
     corpus.save("fate", fates.fate)
-    _near(corpus, data.near_duplicate_similarity, engine, fates)
+    _near(corpus, data.near_duplicate_similarity, crew, fates)
     # A copy of a document that a later level dropped is a copy of what that one is a copy of.
     while not np.array_equal(fates.keeper, further := fates.keeper[fates.keeper]):
         fates.keeper[:] = further
@@ -97,20 +97,20 @@ class _Range(NamedTuple):
     """A task: a range of keys (of one band of signatures, or of lines counted up to `repeats`)."""
 
     corpus: Corpus
-    index: int
-    count: int
+    range: int
+    ranges: int
     out: Path
     band: int = 0
     threshold: float = 0.0
     repeats: int = 0
 
 
-def _each_range(corpus: Corpus, engine: Engine, title: str, function: Callable[[_Range], Any]) -> list[list[Any]]:
+def _each_range(corpus: Corpus, crew: Crew, title: str, function: Callable[[_Range], Any]) -> list[list[Any]]:
     """Results of a function over all ranges: arrays, by way of files."""
     work = corpus.folder / title.replace(" ", "-")
     count = corpus.ranges
     tasks = [(f"{i:05}", _Range(corpus, i, count, work / f"{i:05}.npz")) for i in range(count)]
-    return _arrays(run_tasks(engine, title, function, tasks, work))
+    return _arrays(crew.run(title, function, tasks, work))
 
 
 def _arrays(files: Sequence[str]) -> list[list[Any]]:
@@ -141,7 +141,7 @@ def best_of_text(task: _Range) -> str:
 
 
 def _undecided(task: _Range, kind: str) -> tuple[Any, Numbers]:
-    keys, numbers = read_range(task.corpus.runs(kind), task.index, task.count)
+    keys, numbers = read_range(task.corpus.runs(kind), task.range, task.ranges)
     left = task.corpus.array("fate")[numbers] == KEPT
     return keys[left], numbers[left]
 
@@ -159,7 +159,7 @@ def _all_but_first(
     return numbers[order[rest]], numbers[order[leaders[rest]]]
 
 
-def _near(corpus: Corpus, threshold: float, engine: Engine, fates: Fates) -> None:
+def _near(corpus: Corpus, threshold: float, crew: Crew, fates: Fates) -> None:
     """Connected components of pairs at least `threshold` alike: two members may be less alike than that."""
     bands = minhash.PERMUTATIONS // minhash.band_rows(threshold)
     work = corpus.folder / "near"
@@ -168,7 +168,7 @@ def _near(corpus: Corpus, threshold: float, engine: Engine, fates: Fates) -> Non
         for band in range(bands)
         for i in range(corpus.ranges)
     ]
-    found = _arrays(run_tasks(engine, "near-duplicates", alike_in_band, tasks, work))
+    found = _arrays(crew.run("near-duplicates", alike_in_band, tasks, work))
     left, right, alike = (np.concatenate(columns) for columns in zip(*found, strict=True))
     left, right, alike = _distinct(left, right, alike)
     sure = alike >= threshold
@@ -176,7 +176,7 @@ def _near(corpus: Corpus, threshold: float, engine: Engine, fates: Fates) -> Non
     clear = sure & ~doubt
     labels = minhash.components(corpus.documents, left[clear], right[clear])
     open_pairs = doubt & (labels[left] != labels[right])  # the others are in one cluster anyway
-    alike[open_pairs] = _confirmed(corpus, left[open_pairs], right[open_pairs], engine)
+    alike[open_pairs] = _confirmed(corpus, left[open_pairs], right[open_pairs], crew)
     good = clear | (doubt & (alike >= threshold))
     ranks = corpus.array("ranks")
     by_rank = np.argsort(ranks)
@@ -218,7 +218,7 @@ class _Reading(NamedTuple):
     out: Path
 
 
-def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, engine: Engine) -> NDArray[np.float64]:
+def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew) -> NDArray[np.float64]:
     """Similarity of pairs by their shingles themselves, which are read from their parts' texts."""
     if not len(left):
         return np.empty(0)
@@ -232,7 +232,7 @@ def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, engine: Engine) ->
             extracted = corpus.folder / f"{name}.extracted.parquet"
             tasks.append((name, _Reading(extracted, tuple(rows.tolist()), work / f"{name}.npz")))
     sets: list[NDArray[np.uint64]] = []
-    for flat, lengths in _arrays(run_tasks(engine, "shingles of doubtful pairs", shingles_of, tasks, work)):
+    for flat, lengths in _arrays(crew.run("shingles of doubtful pairs", shingles_of, tasks, work)):
         sets += np.split(flat, np.cumsum(lengths)[:-1])
     return minhash.jaccard(sets, np.searchsorted(wanted, left), np.searchsorted(wanted, right))
 
@@ -246,11 +246,11 @@ def shingles_of(task: _Reading) -> str:
     return str(task.out)
 
 
-def repeated_lines(corpus: Corpus, keys: int, repeats: int, engine: Engine) -> NDArray[np.uint64]:
+def repeated_lines(corpus: Corpus, keys: int, repeats: int, crew: Crew) -> NDArray[np.uint64]:
     """Keys of lines that stand in more than `repeats` of the documents kept so far, sorted."""
     work, count = corpus.folder / "lines", ranges(keys)
     tasks = [(f"{i:05}", _Range(corpus, i, count, work / f"{i:05}.npz", repeats=repeats)) for i in range(count)]
-    found = _arrays(run_tasks(engine, "repeated lines", often, tasks, work))
+    found = _arrays(crew.run("repeated lines", often, tasks, work))
     return np.concatenate([array for (array,) in found])
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from herd.data.decontaminate import Benchmarks
 from numpy.typing import NDArray
 
 from herd.data import duplicates, heuristics, outliers
 from herd.data.cleaning import EXTRACTED, LINE_KINDS, dirty_words, salted_lines
+from herd.data.decontaminate import Benchmarks
 from herd.data.documents import Writer, read_rows
 from herd.data.duplicates import KEPT, SITE, Corpus
 from herd.data.funnel import Ledger
@@ -80,7 +80,8 @@ def load_samples(paths: Iterable[Path]) -> Iterator[Sample]:
             facts, flat = json.loads(str(arrays["facts"])), arrays["features"]
         start = 0
         for *names, length in facts:
-            yield Sample(*names, flat[start : start + length])
+            identity, source, origin, spoken = names
+            yield Sample(identity, source, origin, spoken, flat[start : start + length])
             start += length
 
 

@@ -31,7 +31,7 @@ _SKIPPED_CLASSES = (
     "viewcode-link linenos lineno linenodiv gutter rouge-gutter hljs-ln-numbers skip-link sr-only visually-hidden "
     "katex-html MathJax MathJax_Preview mwe-math-fallback-image-inline mwe-math-fallback-image-display"
 )
-_SKIPPED_ROLES = frozenset("navigation banner contentinfo search menu".split())
+_SKIPPED_ROLES = frozenset(["navigation", "banner", "contentinfo", "search", "menu"])
 _DECIDED = "[role] [hidden] #toc #footer #sidebar aside header form main article math script mjx-container xmp"
 _QUERY = ", ".join([f".{name}" for name in _SKIPPED_CLASSES.split()] + _DECIDED.split())
 _KEPT_ASIDES = frozenset(["footnote", "footnote-list", "admonition", "note"])
@@ -56,10 +56,11 @@ _NUMBERED = re.compile(r"\s*(\d+)[.:|]?(?: |$)")
 
 # What is never content, whatever it holds. Raw text is cut out whole: its `<` is no tag.
 _RAW = re.compile(r"<(style|script|iframe|noembed|noframes|plaintext)(?=[ >]).*?</\1>|<!--.*?-->", re.DOTALL)
-_SKIPPED_TAGS = frozenset("noscript template nav footer button select textarea object canvas svg dialog audio video".split())
+_SKIPPED_TAGS = frozenset(
+    ["noscript", "template", "nav", "footer", "button", "select", "textarea", "object", "canvas", "svg", "dialog", "audio", "video"]
+)
 _BLOCKS = frozenset(
-    "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure form "
-    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p section summary table tbody td tfoot th thead tr ul".split()
+    ["address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption", "figure", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "legend", "li", "main", "ol", "p", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"]
 )
 _CELLS = frozenset(["td", "th"])
 _PARAGRAPHS = frozenset(["p", "div"])

@@ -73,7 +73,7 @@ class Loader:
         if short := sorted(set(streams) - set(used)):
             warn(f"less than one window of {context} tokens of {', '.join(short)}: not trained on")
         mixture = (mixture or natural_mixture({name: len(stream) for name, stream in streams.items()})).weighed(
-            (weights or {}) | {name: 0.0 for name in short}
+            (weights or {}) | dict.fromkeys(short, 0.0)
         )
         self._streams = list(used.values())
         self._windows = [(len(stream) - 1) // context for stream in self._streams]

@@ -69,4 +69,4 @@ def _written(node: Any, depth: int) -> str:
     return _children(node, depth + 1)
 
 
-_RELATIONS = frozenset("= < > ≤ ≥ ≠ ≈ ≡ ∼ ∈ ∉ ⊂ ⊆ ∪ ∩ → ← ⇒ ⇔ ↦ + − - ± × ⋅ ∧ ∨ : ∣".split())
+_RELATIONS = frozenset(["=", "<", ">", "≤", "≥", "≠", "≈", "≡", "∼", "∈", "∉", "⊂", "⊆", "∪", "∩", "→", "←", "⇒", "⇔", "↦", "+", "−", "-", "±", "×", "⋅", "∧", "∨", ":", "∣"])

@@ -52,8 +52,14 @@ def score(task: Scoring) -> str:
         columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
         columns["reasoning"].append(reasoning_score(parts))
         columns["bytes"].append(row["bytes"])
-    np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})
+    np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore[reportArgumentType]
     return str(task.out)
+
+
+_TYPES = {"cell": "U1", "language": "U1", "topic": "U1", "divergence": float, "quality": float} | {
+    "judged": np.bool_,
+    "bytes": np.int64,
+}
 
 
 class Limits(NamedTuple):
@@ -69,12 +75,11 @@ def limits(files: Sequence[str], data: Data) -> Limits:
     scores = [np.load(file) for file in files]
 
     def column(name: str) -> NDArray[Any]:
-        return np.concatenate([part[name] for part in scores if name in part.files])
+        return np.concatenate([np.empty(0, _TYPES[name]), *(part[name] for part in scores if name in part.files)])
 
-    cells, divergences = column("cell"), column("divergence")
-    order = np.argsort(cells, kind="stable")
-    names, starts = np.unique(cells[order], return_index=True)
-    groups = dict(zip(names.tolist(), np.split(divergences[order], starts[1:]), strict=True))
+    names, cells = np.unique(column("cell"), return_inverse=True)
+    divergences = column("divergence")
+    groups = {str(name): divergences[cells == index] for index, name in enumerate(names)}
     judged = column("judged") & ~np.isnan(column("quality"))
     worst: dict[str, float] = {}
     if data.quality.drop_share and judged.any():
@@ -82,6 +87,6 @@ def limits(files: Sequence[str], data: Data) -> Limits:
             column("quality")[judged], column("language")[judged].tolist(), data.quality.drop_share
         )
     topics, sizes = np.unique(column("topic"), return_inverse=True)
-    weights = np.bincount(sizes, column("bytes"), len(topics)) if len(topics) else np.empty(0)
-    by_topic = dict(zip(topics.tolist(), weights.tolist(), strict=True))
+    sums = np.bincount(sizes, column("bytes"), len(topics)).astype(np.int64) if len(topics) else np.empty(0)
+    by_topic = {topic: int(size) for topic, size in zip(topics.tolist(), sums, strict=True)}
     return Limits(outliers.limits(groups, data.outlier_share), worst, cap(by_topic, data.mix.class_caps))

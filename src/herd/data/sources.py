@@ -22,8 +22,8 @@ from herd.artifact import Artifact, Draft
 from herd.console import HerdError
 from herd.data.debian import read_debian_packages
 from herd.data.documents import RAW, RawDocument, Writer, document_id, file_identity, read_rows
-from herd.data.engine import Engine, run_tasks
-from herd.data.hub import read_hub
+from herd.data.engine import Crew, Engine
+from herd.data.hub import read_hugging_face
 from herd.data.python_installation import installation_facts, read_python_installation
 from herd.data.readers import Skipped, Unavailable, Unit, listing, read_unit, units
 from herd.data.tables import read_tables
@@ -51,7 +51,7 @@ def fingerprint(settings: CollectSettings) -> dict[str, Any]:
         if isinstance(source, PythonInstallation):
             facts[source.name] = installation_facts(source)
         elif isinstance(source, Folder):
-            facts[source.name] = listing(settings.base / source.path)
+            facts[source.name] = listing(source.path, settings.base)
     return facts
 
 
@@ -61,30 +61,28 @@ def collect(settings: CollectSettings, inputs: Mapping[str, Artifact], out: Draf
     Raises HerdError naming the source where a required one is missing, an archive doesn't have its digest, or
     nothing at all was read.
     """
-    summary: dict[str, Any] = {}
-    retrieved: dict[str, Any] = {}
-    parts: list[dict[str, Any]] = []
-    for source in sorted(settings.sources, key=lambda source: source.name):
-        work = out.work / source.name
-        books = _read_source(source, settings, work)
-        if books["reason"] and source.required:
-            raise HerdError(f"source '{source.name}': {books['reason']}")
-        if books["reason"]:
-            console.say(f"source '{source.name}' is left out: {books['reason']} (--force sources tries again)")
-        parts += books["parts"]
-        summary[source.name] = {"kind": source.kind} | books["facts"] | {"skipped": books["reason"]}
-        retrieved[source.name] = books["retrieved"]
-        _report(source.name, summary[source.name])
+    books: dict[str, dict[str, Any]] = {}
+    with Crew(settings.engine) as crew:
+        for source in sorted(settings.sources, key=lambda source: source.name):
+            one = books[source.name] = _read_source(source, settings, crew, out.work / source.name)
+            if one["reason"] and source.required:
+                raise HerdError(f"source '{source.name}': {one['reason']}")
+            if one["reason"]:
+                console.say(f"source '{source.name}' is left out: {one['reason']} (--force sources tries again)")
+            _report(source.name, one)
+    parts = [part for one in books.values() for part in one["parts"]]
     if not parts:
-        names = ", ".join(f"'{name}'" for name in summary)
+        names = ", ".join(f"'{name}'" for name in books)
         raise HerdError(f"no documents in any source ({names}): there is nothing to learn from")
     (out.folder / "documents").mkdir()
     for number, part in enumerate(parts):
         name = f"documents/{number:05}.parquet"
         shutil.copyfile(part["file"], out.folder / name)
         out.identify(name, part["identity"])
-    out.write_json("sources.json", summary)
-    out.write_json(f"{out.recorded.name}/retrieved.json", retrieved)
+    kinds = {source.name: source.kind for source in settings.sources}
+    facts = {name: {"kind": kinds[name], **one["facts"], "skipped": one["reason"]} for name, one in books.items()}
+    out.write_json("sources.json", facts)
+    out.write_json(f"{out.recorded.name}/retrieved.json", {name: one["retrieved"] for name, one in books.items()})
 
 
 class _Reading(NamedTuple):
@@ -98,21 +96,22 @@ class _Reading(NamedTuple):
     part_bytes: int
 
 
-def _read_source(source: Any, settings: CollectSettings, work: Path) -> dict[str, Any]:
+def _read_source(source: Any, settings: CollectSettings, crew: Crew, work: Path) -> dict[str, Any]:
     """What reading a source gave: its parts in order, facts, days; and the reason where it could not be had."""
+    skipped = Skipped()
     try:
-        pieces = units(source, settings.base, settings.part_bytes) if isinstance(source, Folder) else [None]
+        pieces = units(source, settings.base, settings.part_bytes, skipped) if isinstance(source, Folder) else [None]
     except Unavailable as error:
         return _books([], str(error))
     named = [(f"{number:06}", unit) for number, unit in enumerate(pieces)]
     tasks = [(name, _Reading(source, settings.base, unit, work, name, settings.part_bytes)) for name, unit in named]
-    results = run_tasks(settings.engine, f"read {source.name}", _read, tasks, work)
+    results = crew.run(f"read {source.name}", _read, tasks, work)
     if reasons := [result["reason"] for result in results if result["reason"]]:
         shutil.rmtree(work)  # the next run tries again
         return _books([], reasons[0])
     if source.max_bytes is not None and len(results) > 1:
         results = [_cut(results, source.max_bytes, work, settings.part_bytes)]
-    return _books(results, None)
+    return _books([*results, {"parts": [], "licences": {}, "skipped": skipped, "days": []}], None)
 
 
 def _books(results: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def _documents(task: _Reading, skipped: Skipped) -> Iterator[RawDocument]:
     if isinstance(task.source, DebianPackages):
         return read_debian_packages(task.source, skipped)
     if isinstance(task.source, HuggingFace):
-        return read_hub(task.source, skipped)
+        return read_hugging_face(task.source, task.base, skipped)
     return read_tables(task.source, skipped)
 
 
@@ -255,9 +254,10 @@ def _cut(results: list[dict[str, Any]], max_bytes: int, work: Path, part_bytes: 
     return {"parts": parts, "licences": licences, "skipped": skipped, "days": sorted(days)}
 
 
-def _report(name: str, facts: dict[str, Any]) -> None:
-    if facts["skipped"]:
+def _report(name: str, books: dict[str, Any]) -> None:
+    if books["reason"]:
         return
+    facts = books["facts"]
     # Documents beyond max_bytes were asked to be left out, and other kinds of file are no loss.
     worth_saying = {
         why: n for why, n in facts["skipped_files"].items() if why in _WORTH_SAYING or why.startswith(_NAMED)
