@@ -31,7 +31,8 @@ _MAX_READ_AGAIN = 32
 _GZIP = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _START = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n")
 _START_BYTES = 12  # longest match of _START
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_HEADER = re.compile(rb"(?:(?:[^\s:\0]{1,200}[ \t]*:|[ \t]+(?=\S))[^\n]*\n)*")
+_BLANK = re.compile(rb"\r?\n")
 _LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _TYPE = re.compile(rb"^warc-type:[ \t]*[a-z]", re.IGNORECASE | re.MULTILINE)
 
@@ -70,15 +71,15 @@ def read_warc(
 
     `day` is used where a record doesn't tell when it was retrieved.
     """
-    for record in records(stream, size, skipped):
+    for record in records(stream, size, inside, skipped):
         document = _document(record, inside, licence, day, skipped)
         if document is not None:
             yield document
 
 
-def records(stream: BinaryIO, size: int, skipped: Skipped) -> Iterator[Record]:
-    """Whole records of at most MAX_FILE_BYTES; what is damaged or larger is counted."""
-    window = _Window(_Members(stream, size))
+def records(stream: BinaryIO, size: int, name: str, skipped: Skipped) -> Iterator[Record]:
+    """Whole records of at most MAX_FILE_BYTES of a file of `size` bytes; what is damaged or larger is counted."""
+    window = _Window(_Members(stream, size, name))
     lost = False  # in damage that has been counted
     while True:
         try:
@@ -94,17 +95,18 @@ def records(stream: BinaryIO, size: int, skipped: Skipped) -> Iterator[Record]:
         if isinstance(record, Record):
             lost = False
             yield record
-        elif record:
-            skipped[record] += not lost
+        elif record and not lost:
+            skipped[record] += 1
             lost = True
 
 
 class _Members:
     """Decoded bytes of a file a piece at a time, and where in the file its gzip members begin."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BinaryIO, size: int, name: str) -> None:
         self._stream = stream
-        self.gzipped = stream.read(2) == b"\x1f\x8b"
+        head = stream.read(5)
+        self.gzipped = head.startswith(b"\x1f\x8b") or (head != b"WARC/" and name.lower().endswith(".gz"))
         stream.seek(0)
         self._raw = b""  # read, not yet decoded
         self._position = 0  # offset of _raw in the file
@@ -118,10 +120,9 @@ class _Members:
         self.origin = None
         while True:
             if self._inflate is None:
-                self._raw = self._raw or self._stream.read(_READ_BYTES)
                 if not self.gzipped:
-                    piece, self._raw = self._raw, b""
-                    return piece
+                    return self._stream.read(_READ_BYTES)
+                self._raw = self._raw or self._stream.read(_READ_BYTES)
                 if not self._raw:
                     return b""
                 self._inflate = zlib.decompressobj(31)
@@ -133,6 +134,8 @@ class _Members:
 
     def rest(self) -> bytes:
         """The next piece of the member that was begun; empty where it ended, and ended well."""
+        if not self.gzipped:
+            return self._stream.read(_READ_BYTES)
         while self._inflate is not None:
             self._raw = self._raw or self._stream.read(_READ_BYTES)
             before = len(self._raw)
@@ -229,28 +232,37 @@ def _next_record(window: _Window) -> Record | str:
         junk = bytes(data[:cut]).strip(b"\r\n")
         window.drop(cut)
         return "damaged record" if junk else ""
-    searched = start.end() - 2  # a record without any header ends right there
-    while (end := _HEADER_END.search(data, searched)) is None:
-        searched = max(searched, len(data) - 3)
-        if len(data) > MAX_HEADER_BYTES or not window.fill(len(data) + 1):
-            window.drop(start.end())
+    end = start.end()
+    while True:
+        end = max(end, _HEADER.match(data, end).end())  # type: ignore[union-attr]  # it matches an empty header
+        if blank := _BLANK.match(data, end):
+            break
+        known, more = len(data), end < MAX_HEADER_BYTES and data.find(b"\n", end) < 0
+        if not more or not (window.fill(2 * known) or len(data) > known):
+            window.drop(end)  # lines of a header: none of them begins a record
             return "damaged record"
-    head = bytes(data[: end.start()])
+    head = bytes(data[:end])
     length = _LENGTH.search(head)
     if length is None or not _TYPE.search(head):
-        window.drop(start.end())
+        window.drop(blank.end())
         return "damaged record"
     size = int(length[1])
     if size > MAX_FILE_BYTES + MAX_HEADER_BYTES:  # its length may be a lie: what follows is searched, not jumped over
-        window.drop(end.end())
+        window.drop(blank.end())
         return LARGER
-    stop = end.end() + size
+    stop = blank.end() + size
     whole = window.fill(stop)
     window.fill(stop + 4)
     if not whole or data[stop : stop + 4] not in (b"\r\n\r\n", b"\r\n", b""):
-        window.drop(end.end())
+        window.drop(blank.end())
         return "damaged record" if whole else "record cut short"
-    window.settle()
+    if len(data) < stop + 4 + _START_BYTES:
+        window.settle()
+    # Its length is right where the next record follows. Where that one is damaged, nothing else may begin inside this.
+    follows = len(data) < stop + 4 + _START_BYTES or _START.match(data, stop + 4)
+    if not follows and _START.search(data, blank.end(), stop):
+        window.drop(blank.end())
+        return "damaged record"
     record = Record(window.offset(), bytes(data[:stop]))
     window.drop(min(len(data), stop + 4))
     return record
@@ -259,6 +271,9 @@ def _next_record(window: _Window) -> Record | str:
 def _document(found: Record, inside: str, licence: str, day: date, skipped: Skipped) -> RawDocument | None:
     try:
         record = WarcRecord.from_bytes(found.data)
+        if record.record_type & WarcRecordType.unknown:
+            skipped["record of unknown type"] += 1
+            return None
         if not record.record_type & _PAGES:
             return None
         payload = _payload(record, found.data)
