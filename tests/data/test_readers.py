@@ -153,6 +153,35 @@ def test_rows_carry_address_licence_and_day(texts: Path) -> None:
     }
 
 
+def test_days_that_are_none_do_not_cost_their_rows(texts: Path) -> None:
+    times = (pa.array([2**62, 0], pa.timestamp("us")), pa.array([0, 1], pa.timestamp("ns", "Mars/Phobos")))
+    for number, days in enumerate((*times, pa.array([2**31 - 1, 0], pa.date32()), pa.array(["x", "1970-01-01"]))):
+        pq.write_table(pa.table({"text": ["one", "two"], "date": days}), texts / f"{number}.parquet")
+    documents, skipped = read(texts.parent)
+    assert len(documents) == 8 and not skipped
+    assert {documents[f"{number}.parquet#2"].retrieved for number in (0, 2, 3)} == {date(1970, 1, 1)}
+
+
+def test_web_archives_among_other_files(texts: Path) -> None:
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>A page</p>"
+    head = (
+        "WARC/1.0\r\nWARC-Type: {}\r\nWARC-Target-URI: http://a.org/\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n"
+    )
+    response = head.format("response", "application/http", len(page)).encode() + page + b"\r\n\r\n"
+    text = head.format("conversion", "text/plain", 4).encode() + b"text\r\n\r\n"
+    (texts / "crawl.warc").write_bytes(response)
+    (texts / "crawl.warc.gz").write_bytes(gzip.compress(response))
+    (texts / "crawl.warc.wet.gz").write_bytes(gzip.compress(text))
+    (texts / "crawl.warc.zst").write_bytes(pa.compress(response, codec="zstd", asbytes=True))
+    documents, skipped = read(texts.parent)
+    assert {path: (found.media, found.url) for path, found in documents.items()} == {
+        "crawl.warc#0": ("html", "http://a.org/"),
+        "crawl.warc.gz#0": ("html", "http://a.org/"),
+        "crawl.warc.wet.gz#0": ("text", "http://a.org/"),
+    }
+    assert skipped == {"other kind of file": 1}
+
+
 def test_parquet_with_invalid_utf8_loses_no_other_row(texts: Path) -> None:
     strings = pa.array([b"good", b"caf\xe9", b"zero \0", b"last"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": strings}), texts / "a.parquet")

@@ -226,6 +226,12 @@ def test_records_without_headers_and_junk_between(junk: bytes) -> None:
     assert sum(skipped.values()) == (2 if junk.strip() else 0)
 
 
+def test_writers_that_leave_one_line_break() -> None:
+    records = [warc(http(page.encode()), number=n) for n, page in enumerate(PAGES)]
+    documents, skipped = read(b"".join(record[:-2] for record in records))
+    assert [page.content.decode() for page in documents] == PAGES and not skipped
+
+
 def test_bombs_are_left_in_time() -> None:
     """A gzip member of half a gigabyte, a page that is one, and a file of nothing but beginnings."""
     zeros = bytes(1_000_000)

@@ -253,18 +253,21 @@ def _next_record(window: _Window) -> Record | str:
     stop = blank.end() + size
     whole = window.fill(stop)
     window.fill(stop + 4)
-    if not whole or data[stop : stop + 4] not in (b"\r\n\r\n", b"\r\n", b""):
+    gap = data[stop : stop + 4]
+    breaks = len(gap) - len(gap.lstrip(b"\r\n"))
+    if not whole or not (breaks == len(gap) or _START.match(data, stop + breaks)):  # some writers leave two bytes
         window.drop(blank.end())
         return "damaged record" if whole else "record cut short"
-    if len(data) < stop + 4 + _START_BYTES:
+    after = stop + breaks
+    if len(data) < after + _START_BYTES:
         window.settle()
     # Its length is right where the next record follows. Where that one is damaged, nothing else may begin inside this.
-    follows = len(data) < stop + 4 + _START_BYTES or _START.match(data, stop + 4)
+    follows = len(data) < after + _START_BYTES or _START.match(data, after)
     if not follows and _START.search(data, blank.end(), stop):
         window.drop(blank.end())
         return "damaged record"
     record = Record(window.offset(), bytes(data[:stop]))
-    window.drop(min(len(data), stop + 4))
+    window.drop(after)
     return record
 
 
@@ -315,7 +318,7 @@ def _payload(record: WarcRecord, data: bytes) -> tuple[str, str, bytes] | str:
         record = WarcRecord.from_bytes(data)
         record.parse_http("none", MAX_HEADER_BYTES)
         content = record.reader.read(MAX_FILE_BYTES + 1)
-        if re.match(rb"\x1f\x8b|[0-9a-fA-F]{1,8}[ \t]*(;[^\r\n]{0,100})?\r\n", content):
+        if re.match(rb"\x1f\x8b|[0-9a-fA-F]{1,16}[ \t]*(;[^\r\n]{0,100})?\r\n", content):
             raise
     if record.http_headers is None or record.http_headers.status_code is None:
         return "damaged record"
