@@ -8,7 +8,6 @@ do, so that damage to one record does not rename the others.
 
 from __future__ import annotations
 
-import codecs
 import re
 import zlib
 from collections import deque
@@ -18,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from fastwarc.warc import WarcRecord, WarcRecordType
 
+from herd.data.charsets import to_utf8
 from herd.data.documents import RawDocument
 from herd.data.extract import is_text
 from herd.data.files import DAMAGED, LARGER, MAX_FILE_BYTES, MAX_RATIO, Skipped
@@ -38,19 +38,6 @@ _TYPE = re.compile(rb"^warc-type:[ \t]*[a-z]", re.IGNORECASE | re.MULTILINE)
 
 _HTML = ("text/html", "application/xhtml+xml")
 _PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-
-# Codecs of Python that are no charset of the web; two of them take quadratic time.
-_NO_CHARSETS = {"punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined"}
-# Browsers read these as their supersets (WHATWG Encoding Standard, section 4.2).
-_SUPERSETS = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "euc_kr": "cp949",
-    "shift_jis": "cp932",
-}
 
 
 class _Damaged(Exception):
@@ -79,11 +66,14 @@ def read_warc(
 
 def records(stream: BinaryIO, size: int, name: str, skipped: Skipped) -> Iterator[Record]:
     """Whole records of at most MAX_FILE_BYTES of a file of `size` bytes; what is damaged or larger is counted."""
-    window = _Window(_Members(stream, size, name))
+    members = _Members(stream, size, name)
+    window = _Window(members)
     lost = False  # in damage that has been counted
     while True:
         try:
             if not window.fill(1):
+                if members.given_up:
+                    skipped["rest of a file that is all damage"] += 1
                 return
             record = _next_record(window)
         except _Damaged as damage:
@@ -113,6 +103,7 @@ class _Members:
         self._inflate: zlib._Decompress | None = None  # of the member that is being decoded
         self._start = self._decoded = 0  # of that member: its offset, and bytes decoded
         self._left = _MAX_READ_AGAIN * size + MAX_FILE_BYTES  # bytes that may still be read again
+        self.given_up = False  # whether the search for whole members was ended before the file was
         self.origin: int | None = None  # offset in the file of what `read` returned last, where a member began there
 
     def read(self) -> bytes:
@@ -173,6 +164,7 @@ class _Members:
                 return _Damaged(reason)
             offset += len(data) - 3
             data = data[-3:]
+        self.given_up = self._left <= 0
         self._stream.seek(0, 2)
         return _Damaged(reason)
 
@@ -334,32 +326,3 @@ def _payload(record: WarcRecord, data: bytes) -> tuple[str, str, bytes] | str:
 def _media(content_type: str) -> str:
     kind = content_type.partition(";")[0].strip().lower()
     return "html" if kind in _HTML else "text" if kind == "text/plain" else ""
-
-
-def to_utf8(content: bytes, charset: str = "") -> bytes:
-    """Content as UTF-8 where `charset` (of an HTTP header, empty where there is none) tells how; else as it is.
-
-    UTF-8 with a few broken bytes, as where a crawler cut a page at its limit, stays UTF-8: U+FFFD for what is broken.
-    """
-    try:
-        name = codecs.lookup(charset).name if charset else "utf-8"
-    except (LookupError, ValueError):
-        name = "utf-8"
-    wide = name.startswith(("utf-16", "utf-32"))
-    if name in _NO_CHARSETS or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content
-    try:
-        if not wide:
-            content.decode()
-            return content
-    except UnicodeDecodeError:
-        pass
-    try:
-        text = content.decode(_SUPERSETS.get(name, name), "replace")
-    except (LookupError, UnicodeError):  # a codec that is no encoding of text
-        return content
-    broken = text.count("\ufffd")
-    foreign = len(text) - len(text.encode("ascii", "ignore")) - broken
-    # More whole characters beyond ASCII than broken ones: what Latin-1 read as UTF-8 does not show.
-    usable = broken <= foreign if name == "utf-8" else broken * 100 <= len(text)
-    return text.encode("utf-8", "replace") if usable else content
