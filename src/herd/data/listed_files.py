@@ -203,7 +203,7 @@ class _Budget:
 class _Metered(io.RawIOBase):
     """A stream within a budget; damage is reported where it is read, with the spec of the list."""
 
-    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> None:
         self._stream = stream
         self._budget = budget
 
@@ -220,5 +220,5 @@ class _Metered(io.RawIOBase):
         return len(data)
 
 
-def _metered(stream: IO[bytes], budget: _Budget) -> IO[bytes]:
+def _metered(stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> IO[bytes]:
     return io.BufferedReader(_Metered(stream, budget), 1 << 20)  # type: ignore[return-value]
