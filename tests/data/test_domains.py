@@ -57,7 +57,8 @@ def test_pages_are_grouped_by_what_someone_registered(host: str, site: str) -> N
 def test_blocks_listed_domains_and_what_is_below_them_and_nothing_else(tmp_path: Path) -> None:
     listed = _load(
         tmp_path,
-        "# a comment\n! another\n\nbad.example\r\n*.wild.example\n.dotted.example\n||adblock.example^\nWWW.Upper.Example\n"
+        "# a comment\n! another\n\nbad.example\r\n*.wild.example\n.dotted.example\n"
+        "||adblock.example^\nWWW.Upper.Example\n"
         "0.0.0.0 localhost\n0.0.0.0 hosts.example  # why\n127.0.0.1\ttwo.example three.example\nbücher.example\n"
         "http://shared.example/bad/\ncom\nco.uk\n203.0.113.9\nthis line is prose\n",
     )
@@ -110,7 +111,7 @@ def test_a_list_without_entries_is_an_error_that_names_it(tmp_path: Path) -> Non
     for text in ("", "# nothing yet\n", "some words\nmore words\n"):
         with pytest.raises(HerdError, match=r"'list\.txt'"):
             _load(tmp_path, text)
-    with pytest.raises(HerdError, match="nowhere.txt"):
+    with pytest.raises(HerdError, match=r"nowhere\.txt"):
         DomainList.load(["nowhere.txt"], tmp_path)
     with pytest.raises(HerdError, match="package:NAME==VERSION:FILE"):
         DomainList.load(["package:datatrove:domains"], tmp_path)

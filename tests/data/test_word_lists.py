@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data import topics
 
@@ -19,7 +20,7 @@ from herd.data.words import tokens
 FAKE = ["blorptastic", "zquargle", "Жбрунь", "grin blop", "one-two flumph snarx", "b*lorp", "much too long to be one"]
 
 
-def _load(folder: Path, files: dict[str, list[str] | str], languages: tuple[str, ...] = ("en",)) -> DirtyWords:
+def _load(folder: Path, files: Mapping[str, list[str] | str], languages: tuple[str, ...] = ("en",)) -> DirtyWords:
     for name, words in files.items():
         text = words if isinstance(words, str) else json.dumps(words) if name.endswith("json") else "\n".join(words)
         (folder / name).write_text(text, encoding="utf-8")
@@ -52,9 +53,8 @@ def test_languages_without_spaces_are_searched_within_and_hindi_by_words(tmp_pat
 
 
 def test_technical_text_survives_words_that_lists_call_dirty(tmp_path: Path) -> None:
-    dirty = _load(
-        tmp_path, {"en.txt": ["kill", "killed", "slave", "master", "execute", "orphan", "abort", "blorptastic"]}
-    )
+    listed = ["kill", "killed", "slave", "master", "execute", "orphan", "abort", "blorptastic"]
+    dirty = _load(tmp_path, {"en.txt": listed})
     pages = [*topics.topics.values(), *(inspect.getsource(module) for module in (signal, subprocess, os))]
     for module in (signal, subprocess, os):
         pages += [doc for node in ast.walk(ast.parse(inspect.getsource(module))) if (doc := _docstring(node))]
