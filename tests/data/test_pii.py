@@ -6,10 +6,12 @@ import re
 import socket
 import ssl
 import uuid
+from collections.abc import Callable
 from pydoc_data import topics
 
 import pytest
 
+from herd.data import checksums
 from herd.data.pii import mask
 
 
@@ -38,6 +40,27 @@ from herd.data.pii import mask
 )
 def test_masks_what_is_personal_and_nothing_else(text: str, expected: str) -> None:
     assert mask(text, "docs").text == expected
+
+
+@pytest.mark.parametrize(
+    ("check", "number"),
+    [
+        (checksums.iban, "DE89370400440532013000"),
+        (checksums.iban, "FR1420041010050500013M02606"),
+        (checksums.luhn, "4111111111111111"),
+        (checksums.aadhaar, "999941057058"),
+        (checksums.german_tax_id, "86095742719"),
+        (checksums.brazilian_cpf, "52998224725"),
+        (checksums.dutch_bsn, "111222333"),
+        (checksums.spanish_dni, "12345678Z"),
+        (checksums.italian_codice, "RSSMRA85T10A562S"),
+    ],
+)
+def test_check_digits_find_every_wrong_digit(check: Callable[[str], bool], number: str) -> None:
+    assert check(number)
+    for place, digit in enumerate(number):
+        for other in "0123456789".replace(digit, "") if digit.isdigit() else "":
+            assert not check(number[:place] + other + number[place + 1 :])
 
 
 @pytest.mark.parametrize(
