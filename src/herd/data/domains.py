@@ -224,7 +224,7 @@ def _read_list(listed: Listed) -> tuple[Hashes, int]:
 
 
 def _sorted_set(pieces: list[Hashes]) -> Hashes:
-    """All different hashes, sorted. With `np.unique`, which hashes integers since numpy 2.3, a list takes 10 s, not 2."""
+    """All different hashes, sorted. `np.unique` hashes integers since numpy 2.3: 10 s for 4.6 million, instead of 2."""
     if not pieces:
         return np.empty(0, np.uint64)
     hashes = np.concatenate(pieces)
