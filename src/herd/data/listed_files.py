@@ -117,7 +117,7 @@ def _fetch_npm(name: str, version: str, cache: Path, spec: str) -> Path:
     if (npm := shutil.which("npm")) is None:
         raise HerdError(f"list '{spec}': npm is not installed; install it, or put the archive at {final}")
     with tempfile.TemporaryDirectory(dir=cache) as work:
-        command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", work, f"{name}@{version}"]
+        command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination", work, f"{name}@{version}"]
         try:
             done = subprocess.run(
                 command, cwd=work, capture_output=True, text=True, timeout=NPM_SECONDS, stdin=subprocess.DEVNULL
@@ -126,7 +126,8 @@ def _fetch_npm(name: str, version: str, cache: Path, spec: str) -> Path:
             raise HerdError(f"list '{spec}': npm gave no answer in {NPM_SECONDS} s") from None
         came = list(Path(work).glob("*.tgz"))
         if done.returncode or len(came) != 1:
-            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+            errors = [line.split(" ", 2)[-1] for line in done.stderr.splitlines() if line.startswith("npm ")]
+            reason = next((line for line in errors if not line.startswith("code ")), f"status {done.returncode}")
             raise HerdError(f"list '{spec}': npm can't download it: {reason}")
         came[0].replace(final)
     note_download(final)
@@ -203,7 +204,7 @@ class _Budget:
 class _Metered(io.RawIOBase):
     """A stream within a budget; damage is reported where it is read, with the spec of the list."""
 
-    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> None:
         self._stream = stream
         self._budget = budget
 
@@ -220,5 +221,5 @@ class _Metered(io.RawIOBase):
         return len(data)
 
 
-def _metered(stream: IO[bytes], budget: _Budget) -> IO[bytes]:
+def _metered(stream: IO[bytes] | gzip.GzipFile, budget: _Budget) -> IO[bytes]:
     return io.BufferedReader(_Metered(stream, budget), 1 << 20)  # type: ignore[return-value]

@@ -52,14 +52,15 @@ _NUMBER = re.compile(
     | (?<=[A-Z]{2}[0-9]) (?<![\w-][A-Z]{2}[0-9]) (?:
           (?P<iban> [0-9] (?:[ ]?[A-Z0-9]{4}){2,7} (?:[ ]?[A-Z0-9]{1,3})? )
         | (?P<nino> [0-9]{5} [A-D] )
-      ) (?!\w)
-    | (?<=[A-Z]{2}[ ][0-9]) (?<![\w-][A-Z]{2}[ ][0-9]) (?P<nino_spaced> [0-9][ ][0-9]{2}[ ][0-9]{2}[ ][A-D] ) (?!\w)
-    | (?<=[A-Z]{6}[0-9]) (?P<codice> [0-9][A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z] ) (?!\w)
-    | (?<=[XYZ][0-9]) (?<![\w-][XYZ][0-9]) (?P<nie> [0-9]{6}-?[A-Z] ) (?!\w)
+      ) (?![\w-])
+    | (?<=[A-Z]{2}[ ][0-9]) (?<![\w-][A-Z]{2}[ ][0-9]) (?P<nino_spaced> [0-9][ ][0-9]{2}[ ][0-9]{2}[ ][A-D] ) (?![\w-])
+    | (?<=[A-Z]{6}[0-9]) (?P<codice> [0-9][A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z] ) (?![\w-])
+    | (?<=[XYZ][0-9]) (?<![\w-][XYZ][0-9]) (?P<nie> [0-9]{6}-?[A-Z] ) (?![\w-])
+    | (?<=[XYZ]-[0-9]) (?<![\w-][XYZ]-[0-9]) (?P<nie_dashed> [0-9]{6}-?[A-Z] ) (?![\w-])
     )""",
     re.VERBOSE,
 )
-_LETTERS_BEFORE = {"iban": 2, "nino": 2, "nino_spaced": 3, "codice": 6, "nie": 1}
+_LETTERS_BEFORE = {"iban": 2, "nino": 2, "nino_spaced": 3, "codice": 6, "nie": 1, "nie_dashed": 2}
 NAME_DISTANCE = 60  # characters before a number in which its name must stand
 _NAMED: dict[str, Callable[[str], bool]] = {
     r"\bssn\b|social security": checksums.us_ssn,
@@ -90,8 +91,8 @@ class Masked(NamedTuple):
 
     @property
     def personal(self) -> int:
-        """Items of personal data found."""
-        return self.counts.total()
+        """Items of personal data found, without IP addresses: of those a page on networks is full."""
+        return self.counts.total() - self.counts["ip"]
 
     @property
     def personal_per_kb(self) -> float:
