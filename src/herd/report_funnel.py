@@ -123,13 +123,15 @@ def draw(books: Mapping[str, Any], title: str, picture: Path) -> None:
     found = levels(books)
     settings = {"text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": _SANS, "font.size": 9.5}
     with matplotlib.rc_context(settings), _without_font_warnings():  # type: ignore[arg-type]
-        figure = Figure(figsize=(11, 1.75 + 0.42 * len(found)), dpi=160, facecolor=_PAPER)
+        figure = Figure(figsize=(11, 1.85 + 0.42 * len(found)), dpi=160, facecolor=_PAPER)
         inches = figure.get_figheight()
-        axes = figure.add_axes((0.225, 0.35 / inches, 0.46, (inches - 1.55) / inches))
+        axes = figure.add_axes((0.24, 0.45 / inches, 0.455, (inches - 1.65) / inches))
         axes.set_facecolor(_PAPER)
         _bars(axes, found)
         figure.text(0.03, 1 - 0.42 / inches, title, fontfamily=_SERIF, fontsize=19, color=_INK, va="center")
         figure.text(0.03, 1 - 0.76 / inches, _summary(found), fontsize=9.5, color=_MUTED, va="center")
+        note = "Orange: what the step took out. Pale: what went with the markup, as a page becomes text."
+        figure.text(0.03, 0.26 / inches, note, fontsize=8, color=_MUTED, va="center")
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture, facecolor=_PAPER)
 
