@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import itertools
+import json
+import re
 from datetime import date
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herd.artifact import publish, write_current
+from herd.artifact import open_artifact, publish, read_current, write_current
 from herd.cli import main
+from herd.console import HerdError
 from herd.data.documents import CHANGES, CURATED, DROPS, RAW, SAMPLES, document_id
+from herd.report_funnel import draw, levels, warnings
+from herd.show_data import half_bars
+from herd.show_data_books import find, measured, open_books, plain, raw_files
+from herd.show_data_curate import vocabulary_size
+from herd.show_data_page import render
 
 STEPS = (
     *("extract", "domain", "pii", "language", "url", "exact", "near", "lines", "heuristics"),
@@ -139,7 +150,7 @@ def build_run(path: Path, parts: bool = False) -> Path:
             "rule": "repeated_line",
             "count": 3,
             "bytes": 90,
-            "sample": "Edit this page",
+            "sample": "Edit it",
         },
     ]
     with publish(path, "curate", "c" * 64, {"inputs": {}}, {}) as draft:
@@ -174,3 +185,354 @@ def say(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         return status, printed.out + printed.err
 
     return call
+
+
+@pytest.mark.parametrize("wide", [80, 120])
+def test_the_funnel_fits_the_terminal_and_tells_everything(say: Any, wide: int) -> None:
+    status, printed = say("inspect", wide=wide)
+    assert status == 0
+    assert max(len(line) for line in printed.splitlines()) <= wide
+    assert "3 of 11 documents kept" in printed
+    lines = printed.splitlines()
+    near = next(i for i, line in enumerate(lines) if line.startswith("near-duplicates dropped"))
+    assert re.search(r"\b5 +9\.\d kB$", lines[near]) and lines[near + 1].split()[:2] == ["minhash", "-2"]
+    assert re.search(r"hi +en +9 .* the label lies", printed)
+    assert not re.search(r"not declared +en .* the label lies", printed)
+    assert "Never fired in the step 'heuristics': many digits, generated." in " ".join(printed.split())
+    assert "2 clusters" in printed and "docs.example.org" in printed
+    for division in ("group", "kind", "language", "licence", "split"):
+        assert re.search(rf"\b{division} +documents share", printed), division
+
+
+def test_two_bars_in_one_line_are_told_apart_without_colour() -> None:
+    assert half_bars(1.0, 0.5, 10) == "█" * 5 + "▀" * 5
+    assert half_bars(0.2, 0.6, 10) == "██" + "▄" * 4
+    assert half_bars(0.0001, 0.0, 10) == "▀"  # what is there is seen
+    assert half_bars(0.0, 0.0, 10) == ""
+
+
+def test_samples_of_a_step_stand_side_by_side_and_are_harmless(say: Any) -> None:
+    status, printed = say("inspect", "--step", "heuristics")
+    assert status == 0 and "\x1b" not in printed and "\u202e" not in printed
+    beside = [line for line in printed.splitlines() if line.count("╭─") == 2]
+    assert len(beside) == 2  # two dropped beside two of the three that passed
+    assert "too short  20 < 200" in printed and "few letters  0.21 < 0.5" in printed
+    status, printed = say("inspect", "--step", "filters")
+    assert status == 1 and "no such step; steps are extract, domain" in printed
+
+
+def test_a_search_finds_documents_by_words_id_url_and_path(say: Any, run: Path) -> None:
+    books = open_books(run)
+    assert {fate.path for fate in find(books, "INSTALL mirror")[0]} == {"mirror/install.html"}
+    assert [fate.path for fate in find(books, _id("docs/stub.html"))[0]] == ["docs/stub.html"]
+    assert {fate.path for fate in find(books, "https://docs.example.org/install")[0]} == {
+        GUIDE,
+        "docs/old/install.html",
+    }
+    assert find(books, GUIDE)[1] == 1  # an exact path stands alone, though others hold it
+    found, total = find(books, "html", most=4)
+    assert len(found) == 4 and total == sum(fate.path.endswith("html") for fate in FATES)
+    status, printed = say("inspect", "--search", "mirror")
+    assert status == 0 and "mirror/setup.html" in printed and "the same text as docs/guide/usage.html" in printed
+    assert say("inspect", "--search", "no such words")[0] == 1
+
+
+def test_why_a_near_duplicate_went_names_what_was_kept_and_its_cluster(say: Any) -> None:
+    status, printed = say("why", "mirror/install.html")
+    said = " ".join(printed.split())
+    assert status == 0
+    assert f"MinHash similarity 0.93 >= 0.8 to {GUIDE} ({_id(GUIDE)})" in said
+    assert "kept because it is longer (2.5 kB against 2.4 kB)" in said  # its size before three lines were taken out
+    assert re.search(r"✓ exact +passed", printed) and re.search(r"· heuristics +not reached", printed)
+    assert "licence MIT" in said and "retrieved 2026-01-02" in said and "source manual" in said
+    assert "4 documents" in said and "mirror/setup.html" in said
+
+
+def test_why_a_document_was_kept_says_what_was_changed(say: Any) -> None:
+    status, printed = say("why", _id(GUIDE))
+    said = " ".join(printed.split())
+    assert status == 0 and "Kept: 2.4 kB" in said and "pip install herd" in said
+    assert "email masked 2 times" in said
+    assert '3 lines taken out, 90 B, such as "Edit it"' in said
+    assert "quality 0.750" in said and "group general" in said and "split train" in said
+    assert "not reached" not in said and "dropped:" not in said
+
+
+def test_why_of_several_lists_them_and_of_none_says_what_is_near(say: Any) -> None:
+    status, printed = say("why", "mirror")
+    assert status == 1 and "3 documents match" in printed and "mirror/usage.html" in printed
+    status, printed = say("why", "docs/guide/setup.htm")
+    near = printed[printed.index("did you mean") :]
+    assert status == 1 and near.index("mirror/setup.html") < near.index("docs/guide/install.html")
+    status, printed = say("why", "zzz")
+    assert status == 1 and "did you mean" not in printed
+
+
+def test_scores_read_as_a_person_writes_them() -> None:
+    assert measured(20, 200) == "20 < 200" and measured(0.931, 0.8) == "0.931 > 0.8"
+    assert measured(1, 1) == "1 = 1" and measured(1234.5, 400_000) == "1,234 < 400,000"
+    assert plain("a\x1b[2Jb\u202ec\nd") == "a·[2Jb·c·d" and plain("abcdef", 4) == "abc…"
+
+
+def test_raw_documents_in_parts_are_read_like_one_file(tmp_path: Path, capsys: Any, run: Path) -> None:
+    parts = build_run(tmp_path / "parts", parts=True)
+    assert [len(raw_files(open_books(path).sources)) for path in (run, parts)] == [1, 2]
+    for path in ("src/tool.py", HOSTILE):  # in the first part and in the last
+        assert main(["data", "why", path, "--run", str(parts)]) == 0
+        assert "retrieved  2026-01-02" in capsys.readouterr().out
+
+
+def test_sql_over_the_decisions(say: Any) -> None:
+    pytest.importorskip("duckdb")
+    query = "select step, count(*) as n from drops group by step having n > 1 order by step"
+    status, printed = say("inspect", "--sql", query)
+    assert status == 0 and [line.split() for line in printed.splitlines()[1:]] == [["heuristics", "2"], ["near", "2"]]
+    query = "select d.path, c.sample from documents d join changes c using (id) join samples s using (id)"
+    assert GUIDE in say("inspect", "--sql", query)[1]
+    status, printed = say("inspect", "--sql", "select path from drops")
+    assert status == 0 and "\x1b" not in printed
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select * from read_text('{file}')",
+        "select * from read_csv('{file}')",
+        "select * from '{file}'",
+        "select * from glob('{folder}/*')",
+        "copy (select 1) to '{folder}/written.csv'",
+        "copy drops to '{folder}/written.csv'",
+        "attach '{folder}/written.db'",
+        "set enable_external_access = true",
+        "install httpfs",
+        "create table x as select 1",
+        "select 1; select 2",
+        "select nothing from drops",
+        "not sql at all",
+        "",
+    ],
+)
+def test_sql_reaches_nothing_but_the_tables(say: Any, tmp_path: Path, query: str) -> None:
+    pytest.importorskip("duckdb")
+    secret = tmp_path / "secret.csv"
+    secret.write_text("word\nswordfish\n")
+    status, printed = say("inspect", "--sql", query.format(file=secret, folder=tmp_path))
+    assert status == 1 and printed.startswith("herd: --sql:") and printed.count("\n") == 1
+    assert "swordfish" not in printed and [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
+
+
+def test_without_duckdb_the_error_says_how_to_install_it(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name == "duckdb":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    status, printed = say("inspect", "--sql", "select 1")
+    assert status == 1 and "pip install 'llm-herd[inspect]'" in printed
+
+
+class Scripts(HTMLParser):
+    """The scripts of a page with their attributes, all other text, and every address that it names."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text, self.addresses, self._open = "", list[str](), None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open = dict(attrs) if tag == "script" else None
+        self.addresses += [value for name, value in attrs if name in ("src", "href") and value]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        if self._open is None:
+            self.text += data
+        else:
+            self.scripts.append((self._open, data))
+            self._open = None
+
+
+def test_the_page_is_one_file_in_which_documents_stay_text(say: Any, run: Path, tmp_path: Path) -> None:
+    import base64
+    import hashlib
+
+    page = tmp_path / "new" / "diet.html"
+    assert say("inspect", "--html", str(page))[0] == 0
+    written = page.read_text(encoding="utf-8")
+    found = Scripts(written)
+    assert not found.addresses and len(found.scripts) == 2
+    (kind, rows), (_, code) = found.scripts
+    assert kind == {"type": "application/json", "id": "drops"}
+    drops = json.loads(rows)
+    assert len(drops) == sum(bool(fate.step) for fate in FATES)
+    hostile = next(row for row in drops if row[0] == _id(HOSTILE))
+    assert hostile[1:] == [plain(HOSTILE), "heuristics: few letters", "0.21 < 0.5", ""]
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in written or f"script-src &#39;sha256-{digest}&#39;" in written
+    assert "alert(" not in code and "<b>Install the package" in found.text  # a sample's markup is shown, not obeyed
+    assert "3 of 11 documents kept" in found.text and "the label lies" in found.text
+
+
+def test_the_page_holds_a_bounded_number_of_drops(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("herd.show_data_page.SEARCHED_ROWS", 5)
+    found = Scripts(render(open_books(run)))
+    assert len(json.loads(found.scripts[0][1])) == 5 and "the first 5 of 8 drops" in found.text
+
+
+def test_the_picture_is_drawn_whatever_is_in_the_funnel(say: Any, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "funnel.png"
+    assert say("inspect", "--picture", str(picture))[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    nothing = {"steps": [], "kept": {"documents": 0, "bytes": 0}}
+    draw(nothing, "nothing $x^2$", tmp_path / "empty.png")
+    step = {"step": "extract", "documents_in": 3, "bytes_in": 0, "documents_dropped": 3, "bytes_dropped": 0}
+    rule = {"no_text": {"documents": 3, "bytes": 0}}
+    draw({"steps": [step | {"rules": rule}], "kept": {"documents": 0, "bytes": 0}}, "all gone", tmp_path / "gone.png")
+    assert (tmp_path / "empty.png").stat().st_size and (tmp_path / "gone.png").stat().st_size
+
+
+def test_what_is_left_after_each_step_adds_up() -> None:
+    found = levels(_funnel())
+    assert [level.step for level in found] == ["", *STEPS]
+    for before, after in itertools.pairwise(found):
+        assert before.documents - after.dropped == after.documents
+        assert after.dropped == sum(rule.documents for rule in after.rules)
+    assert found[-1].documents == 3
+    told = warnings({"exhausted": ["language"], "idle_rules": ["near"]})
+    assert "'language'" in told[0] and "every document" in told[0] and "'near' dropped nothing" in told[1]
+
+
+def _folder(path: Path) -> Path:
+    """Real text, as a person's folder has it: manual pages of Python, some modules, and what can't be used."""
+    import ast
+    import textwrap as module
+    from pydoc_data.topics import topics
+
+    path.mkdir(parents=True)
+    for name in sorted(topics)[:24]:
+        (path / f"{name}.rst").write_text(topics[name])
+    for source in (ast, module):
+        (path / Path(str(source.__file__)).name).write_text(Path(str(source.__file__)).read_text())
+    (path / "copy of ast.py").write_text(Path(str(ast.__file__)).read_text())
+    (path / "note.txt").write_text("too short")
+    (path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    return path
+
+
+def _state(path: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in path.rglob("*")}
+
+
+def test_a_folder_becomes_documents_tokenizer_and_shards(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from herd.data.shards import load_shards
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = _folder(tmp_path / "My Docs")
+    before = _state(folder)
+    assert main(["data", "curate", "My Docs", "--licence", "PSF-2.0"]) == 0
+    printed = capsys.readouterr().out
+    run = Path("runs") / "my-docs"
+    assert _state(folder) == before
+    current = read_current(run)
+    assert list(current) == ["curate", "shards", "sources", "tokenizer"]
+    shards = load_shards(run / current["shards"])
+    assert shards.train_tokens > 10_000 and len(shards.heldout.ids) >= 2
+    table = pq.read_table(run / current["curate"] / "documents.parquet").to_pylist()
+    assert {row["licence"] for row in table} == {"PSF-2.0"} and len(table) >= 20
+    assert current["shards"] in printed and "[[data.source]]" in printed and "1 other kind of file" in printed
+    assert f"path = {json.dumps(str(folder))}" in printed and f"herd data inspect --run {run}" in printed
+
+    assert main(["data", "curate", "My Docs", "--licence", "PSF-2.0"]) == 0  # nothing is made twice
+    assert read_current(run) == current
+    assert capsys.readouterr().err.count("was done already") == 4
+    assert main(["data", "inspect"]) == 0  # the newest run that has curated documents
+
+
+def test_the_snippet_is_a_source_of_a_recipe(tmp_path: Path) -> None:
+    import tomllib
+
+    from herd.recipe import Data
+    from herd.show_data_curate import source_table
+
+    folder = tmp_path / 'a "quoted" name'
+    table = tomllib.loads(source_table("docs", folder, "CC BY 4.0"))["data"]
+    (source,) = Data.model_validate(table).source
+    assert source.kind == "folder" and source.path == str(folder) and source.licence == "CC BY 4.0"
+
+
+def test_a_handful_of_documents_is_enough_and_some_are_held_out(tmp_path: Path, capsys: Any) -> None:
+    import os
+
+    folder = tmp_path / "few"
+    folder.mkdir()
+    library = Path(os.__file__).parent
+    for name in ("bisect", "heapq", "queue", "shelve", "statistics"):
+        (folder / f"{name}.py").write_text((library / f"{name}.py").read_text())
+    assert main(["data", "curate", str(folder), "--out", str(tmp_path / "run")]) == 0
+    current = read_current(tmp_path / "run")
+    documents = pq.read_table(tmp_path / "run" / current["curate"] / "documents.parquet", columns=["split"])
+    splits = documents["split"].to_pylist()
+    assert splits.count("heldout") >= 2 and splits.count("train") >= 1
+    assert open_artifact(tmp_path / "run" / current["tokenizer"]).manifest["asked"]["settings"]
+
+
+def test_too_little_text_is_an_error_that_says_what_there_was(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "a.md").write_text("A line or two of text that is much too short.\n" * 8)
+    (tmp_path / "small" / "b.jpg").write_bytes(b"\xff\xd8")
+    assert main(["data", "curate", "small"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 document with 368 B were read" in said and "1 other kind of file" in said
+    assert "--min-bytes asks for 20.0 kB" in said and "data.min_bytes" not in said
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "b.jpg").write_bytes(b"\xff\xd8")
+    assert main(["data", "curate", "photos"]) == 1
+    assert "it holds 1 file (1 .jpg); expected text, Markdown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["docs", "--out", "docs/run"], "which is only read"),
+        (["."], "which is only read"),
+        (["docs", "--vocab", "3"], "--vocab 3"),
+        (["docs", "--workers", "0"], "--workers 0"),
+        (["docs", "--min-bytes", "-1"], "--min-bytes -1"),
+        (["docs", "--languages", ","], "--languages"),
+        (["docs", "--out", "taken"], "another run is here"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_said_before_anything_is_made(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    build_run(tmp_path / "taken")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["data", "curate", *words]) == 1
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_vocabulary_grows_with_the_text_within_bounds() -> None:
+    sizes = [vocabulary_size(count) for count in (0, 20_000, 1_100_000, 5_000_000, 8_200_000, 10**9, 10**15)]
+    assert sizes == [512, 512, 512, 2_048, 4_096, 131_072, 131_072]
+
+
+def test_a_run_without_curation_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write_current(tmp_path / "run", "sources", "sources-0")
+    with pytest.raises(HerdError):
+        open_books(tmp_path / "run")

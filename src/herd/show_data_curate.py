@@ -28,8 +28,9 @@ from herd.stages_scratch import data_stages
 
 SOURCE_FILE = "source.toml"  # in the run: the folder as a recipe names it
 SEED = 0
-# Tried in turn until enough documents are held out: the first is the recipe's default.
-HELD_OUT_SHARES = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.4, 0.5)
+# Tried in turn until enough documents are held out; the first is the recipe's default. Which documents a share holds
+# out follows from their ids, so of a handful none may be before most are: steps of 1%.
+HELD_OUT_SHARES = tuple(percent / 100 for percent in range(3, 96))
 FEWEST_HELD_OUT = 2  # what sharding asks for
 BYTES_A_TOKEN_OF_VOCABULARY = 2_000  # ours: as the laptop recipe's 8 MB for 2,048, a multiple the rarest merges need
 VOCABULARIES = (512, 131_072)
@@ -147,8 +148,8 @@ def _curate(
     # Curation drops some, so more raw documents than needed should be held out; of very few, half of what there is.
     ids = [id for file in raw_files(sources) for id in pq.read_table(file, columns=["id"])["id"].to_pylist()]
     enough = min(2 * FEWEST_HELD_OUT, max(FEWEST_HELD_OUT, len(ids) // 4))
-    share = next((s for s in HELD_OUT_SHARES if held(ids, s) >= enough), HELD_OUT_SHARES[-1])
-    for _ in HELD_OUT_SHARES:
+    share = next((s for s in HELD_OUT_SHARES if held(ids, s) >= enough), HELD_OUT_SHARES[0])
+    for last in (False, True):
         stage = _curate_stage(data.model_copy(update={"held_out_share": share}), base)
         try:
             curated = make_stages(run, [stage], command)["curate"]
@@ -156,13 +157,13 @@ def _curate(
             said = str(error).replace("data.min_bytes", "--min-bytes")
             raise HerdError(f"{folder}: {_was_read(facts)}; {said}") from None
         ids = pq.read_table(curated.file(DOCUMENTS), columns=["id"])["id"].to_pylist()
-        if held(ids, share) >= FEWEST_HELD_OUT and held(ids, share) < len(ids):
+        if FEWEST_HELD_OUT <= held(ids, share) < len(ids):
             return curated
-        fits = [s for s in HELD_OUT_SHARES if FEWEST_HELD_OUT <= held(ids, s) < len(ids)]
-        if not fits or share == fits[0]:
+        fits = next((s for s in HELD_OUT_SHARES if FEWEST_HELD_OUT <= held(ids, s) < len(ids)), None)
+        if fits is None or last:
             break
-        share = fits[0]
-        say(f"of {count(len(ids), 'document')} too few were held out: once more, holding out {share:.0%}")
+        share = fits
+        say(f"of {count(len(ids), 'document')} too few or too many were held out: once more, holding out {share:.0%}")
     raise HerdError(
         f"{folder}: {_was_read(facts)}, {count(len(ids), 'document')} were kept: too few to train on some and hold out "
         f"{FEWEST_HELD_OUT}; see where they went with: herd data inspect --run {shlex.quote(str(run))}"
