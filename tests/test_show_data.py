@@ -24,6 +24,7 @@ from herd.show_data import half_bars
 from herd.show_data_books import find, measured, open_books, plain, raw_files
 from herd.show_data_curate import vocabulary_size
 from herd.show_data_page import render
+from herd.show_data_samples import pairs
 
 STEPS = (
     *("extract", "domain", "pii", "language", "url", "exact", "near", "lines", "heuristics"),
@@ -221,6 +222,15 @@ def test_samples_of_a_step_stand_side_by_side_and_are_harmless(say: Any) -> None
     assert status == 1 and "no such step; steps are extract, domain" in printed
 
 
+def test_a_copy_stands_beside_what_was_kept_in_its_place(run: Path) -> None:
+    books = open_books(run)
+    found = [(gone["path"], stays["path"]) for gone, stays in pairs(books, "near", 9) if gone and stays]
+    assert sorted(found) == [("mirror/install.html", GUIDE), ("mirror/setup.html", GUIDE)]
+    ((gone, stays),) = pairs(books, "language", 9)
+    assert gone is not None and gone["path"] == "docs/de/anleitung.html" and stays is None
+    assert len(pairs(books, "heuristics", 2)) == 2 and pairs(books, "mix", 9) == []
+
+
 def test_a_search_finds_documents_by_words_id_url_and_path(say: Any, run: Path) -> None:
     books = open_books(run)
     assert {fate.path for fate in find(books, "INSTALL mirror")[0]} == {"mirror/install.html"}
@@ -256,6 +266,14 @@ def test_why_a_document_was_kept_says_what_was_changed(say: Any) -> None:
     assert '3 lines taken out, 90 B, such as "Edit it"' in said
     assert "quality 0.750" in said and "group general" in said and "split train" in said
     assert "not reached" not in said and "dropped:" not in said
+
+
+def test_why_of_an_address_tells_of_the_page_that_stands_for_its_older_copies(say: Any) -> None:
+    status, printed = say("why", "https://docs.example.org/install")
+    assert status == 0 and "Kept: 2.4 kB" in printed and "docs/old/install.html" in printed
+    status, printed = say("why", "docs/old/install.html")
+    said = " ".join(printed.split())
+    assert status == 0 and f"an older copy of the same URL as {GUIDE}" in said and "(kept)" in said
 
 
 def test_why_of_several_lists_them_and_of_none_says_what_is_near(say: Any) -> None:

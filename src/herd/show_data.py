@@ -16,18 +16,16 @@ from rich.text import Text
 from herd.console import HerdError, human_bytes
 from herd.report_funnel import Level, Rule, count, deed, levels, plain_name, warnings
 from herd.show_data_books import (
-    SAMPLES,
     Books,
     Fate,
     find,
-    groups,
     keeper_of,
-    measured,
     near_misses,
     plain,
     plain_lines,
     reason,
 )
+from herd.show_data_samples import heading, pairs, verdict
 
 SHOWN_RULES, SHOWN_LANGUAGES, SHOWN_SHARES = 4, 12, 6
 SAMPLE_LINES, SAMPLE_PAIRS = 9, 6
@@ -219,40 +217,25 @@ def print_step(books: Books, step: str) -> None:
     )
     for rule in level.rules:
         console.print(Text(f"  {plain(rule.said)}: {deed(rule)}"))
-    dropped, passed = samples(books, step)
+    found = pairs(books, step, SAMPLE_PAIRS)
     console.print()
-    if not dropped and not passed:
+    if not found:
         console.print("No samples were kept of this step.")
         return
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(ratio=1)
-    grid.add_row(Text("dropped", "bold red"), Text("let pass", "bold green"))
-    for index in range(min(SAMPLE_PAIRS, max(len(dropped), len(passed)))):
-        grid.add_row(*(_sample(rows[index]) if index < len(rows) else "" for rows in (dropped, passed)))
+    gone, stays = heading(step)
+    grid.add_row(Text(gone, "bold red"), Text(stays, "bold green"))
+    for pair in found:
+        grid.add_row(*(_sample(one) if one else "" for one in pair))
     console.print(grid)
 
 
-def samples(books: Books, step: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sampled documents that a step dropped, one of each rule by turns, and some that it let pass."""
-    columns = ["step", "rule", "dropped", "id", "source", "path", "url", "score", "threshold", "text"]
-    rows = [row for table in groups(books.file(SAMPLES), columns) for row in table.to_pylist() if row["step"] == step]
-    turns: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["dropped"]:
-            turns.setdefault(row["rule"], []).append(row)
-    longest = max(map(len, turns.values()), default=0)
-    dropped = [of_rule[turn] for turn in range(longest) for of_rule in turns.values() if turn < len(of_rule)]
-    return dropped, [row for row in rows if not row["dropped"]]
-
-
 def _sample(row: Mapping[str, Any]) -> Panel:
-    verdict = row["rule"].replace("_", " ")
-    if row["dropped"] or row["score"] or row["threshold"]:
-        verdict = f"{verdict}  {measured(row['score'], row['threshold'])}".strip()
     parts = [Text(plain(row["url"] or row["path"]), "bold", overflow="fold")]
-    if verdict:
-        parts.append(Text(verdict, "red" if row["dropped"] else "green"))
+    if said := verdict(row):
+        parts.append(Text(said, "red" if row["dropped"] else "green"))
     text = Text(plain_lines(row["text"], SAMPLE_LINES), overflow="ellipsis", no_wrap=True)
     return Panel(
         Group(*parts, text), title=row["id"], title_align="left", border_style="red" if row["dropped"] else "green"

@@ -16,8 +16,8 @@ from herd import __version__
 from herd.artifact import write_atomically
 from herd.console import human_bytes
 from herd.report_funnel import deed, levels, plain_name, warnings
-from herd.show_data import samples
-from herd.show_data_books import DROPS, Books, Fate, groups, measured, plain, plain_lines
+from herd.show_data_books import DROPS, Books, Fate, groups, plain, plain_lines
+from herd.show_data_samples import heading, pairs, verdict
 
 TEMPLATE = "show_data.html.jinja"
 SEARCHED_ROWS = 20_000  # rows of drops in the page: 3 MB at most
@@ -102,24 +102,15 @@ def render(books: Books) -> str:
 
 def _step(books: Books, step: str) -> dict[str, Any] | None:
     """Samples of one step, dropped beside let pass; None where there are none."""
-    dropped, passed = samples(books, step)
-    if not dropped and not passed:
-        return None
-    pairs = [
-        [_sample(rows[i]) if i < len(rows) else None for rows in (dropped, passed)]
-        for i in range(min(PAIRS, max(len(dropped), len(passed))))
-    ]
-    return {"name": step, "said": plain_name(step), "pairs": pairs}
+    found = [[_sample(one) if one else None for one in pair] for pair in pairs(books, step, PAIRS)]
+    return {"name": step, "said": plain_name(step), "heads": heading(step), "pairs": found} if found else None
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    said = row["rule"].replace("_", " ")
-    if row["dropped"] or row["score"] or row["threshold"]:
-        said = f"{said} {measured(row['score'], row['threshold'])}".strip()
     return {
         "id": row["id"],
         "path": plain(row["url"] or row["path"], PATH_CHARACTERS),
-        "said": said,
+        "said": verdict(row),
         "dropped": row["dropped"],
         "text": plain_lines(row["text"], SAMPLE_LINES),
     }
@@ -134,7 +125,8 @@ def _drops(books: Books) -> tuple[list[list[str]], int]:
         for row in table.slice(0, max(0, SEARCHED_ROWS - len(rows))).to_pylist():
             said = f"{row['step']}: {row['rule'].replace('_', ' ')}"
             path = plain(row["url"] or row["path"], PATH_CHARACTERS)
-            rows.append([row["id"], path, said, measured(row["score"], row["threshold"]), row["kept"] or ""])
+            score = verdict(row | {"rule": ""})
+            rows.append([row["id"], path, said, score, row["kept"] or ""])
     return rows, total
 
 

@@ -37,6 +37,9 @@ def why(run: Path, words: str) -> int:
     found, total = find(books, words, FOUND)
     if not found:
         return print_none(console, books, words)
+    if all(fate.url == words for fate in found):  # copies of one page: its story names them
+        ids = {fate.id for fate in found}
+        found = [fate for fate in found if fate.kept not in ids] or found
     if len({fate.id for fate in found}) > 1:
         console.print(f"{total:,} documents match; name one by its id, or by more of its path:")
         print_fates(console, books, found)
