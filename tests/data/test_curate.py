@@ -11,9 +11,11 @@ import pytest
 from herd import console
 from herd.artifact import Artifact
 from herd.console import HerdError
-from herd.data.curate import CurateSettings, curate, split_of
+from herd.data.curate import CurateSettings, curate
+from herd.data.funnel import STEPS
 from herd.data.pii import mask
 from herd.data.sources import CollectSettings, collect
+from herd.data.writing import split_of
 from herd.recipe_data import Data, Folder, PythonInstallation
 
 STDLIB = PythonInstallation(
@@ -25,7 +27,7 @@ STDLIB = PythonInstallation(
 
 
 def data(**more: Any) -> Data:
-    return Data(**{"source": [STDLIB], "min_bytes": 1000, "held_out_share": 0.2, **more})
+    return Data(**{"source": [STDLIB], "min_bytes": 1000, "held_out_share": 0.2, "workers": 1, **more})
 
 
 # Chapters of Python's language reference: real prose that comes with every Python.
@@ -54,6 +56,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory, run_stage: Any) -> Artifac
     return run_stage(collect, CollectSettings(sources=[STDLIB, mine], base=root.parent))
 
 
+def raw(artifact: Artifact) -> list[dict[str, Any]]:
+    return pq.read_table(artifact.path / "documents").to_pylist()
+
+
 def rows(artifact: Artifact, name: str = "documents.parquet") -> list[dict[str, Any]]:
     return pq.read_table(artifact.file(name)).to_pylist()
 
@@ -61,7 +67,7 @@ def rows(artifact: Artifact, name: str = "documents.parquet") -> list[dict[str, 
 def test_every_document_is_kept_or_dropped_for_a_recorded_reason(sources: Artifact, run_stage: Any) -> None:
     artifact = run_stage(curate, CurateSettings(data=data(), seed=1), {"sources": sources})
     kept, drops = rows(artifact), rows(artifact, "drops.parquet")
-    assert sorted(row["id"] for row in [*kept, *drops]) == sorted(row["id"] for row in rows(sources))
+    assert sorted(row["id"] for row in [*kept, *drops]) == sorted(row["id"] for row in raw(sources))
     reasons = {row["path"]: (row["step"], row["rule"]) for row in drops if row["source"] == "mine"}
     assert reasons == {
         "near.txt": ("near", "minhash"),
@@ -73,15 +79,18 @@ def test_every_document_is_kept_or_dropped_for_a_recorded_reason(sources: Artifa
     }
     near = next(row for row in drops if row["step"] == "near")
     assert near["score"] >= near["threshold"] == 0.8
-    assert [row["id"] for row in kept] == sorted(row["id"] for row in kept)
+    order = [row["id"] for row in raw(sources)]
+    assert [row["id"] for row in kept] == [i for i in order if i in {row["id"] for row in kept}]
+    copy = next(row for row in drops if row["step"] == "exact")
+    assert copy["kept"] in {row["id"] for row in raw(sources) if row["path"].endswith("json/__init__.py")}
 
 
 def test_funnel_adds_up(sources: Artifact, run_stage: Any) -> None:
     artifact = run_stage(curate, CurateSettings(data=data(), seed=1), {"sources": sources})
     funnel = artifact.json("funnel.json")
     steps, kept = funnel["steps"], rows(artifact)
-    assert [step["step"] for step in steps] == ["extract", "pii", "language", "exact", "near", "lines", "heuristics"]
-    assert steps[0]["documents_in"] == len(rows(sources))
+    assert [step["step"] for step in steps] == list(STEPS)
+    assert steps[0]["documents_in"] == len(raw(sources))
     for step, following in zip(steps, [*steps[1:], {"documents_in": len(kept)}], strict=True):
         assert step["documents_in"] - step["documents_dropped"] == following["documents_in"]
         assert sum(rule["documents"] for rule in step["rules"].values()) == step["documents_dropped"]
@@ -99,9 +108,9 @@ def test_boilerplate_lines_go_and_code_keeps_every_line(sources: Artifact, run_s
     kept = {row["path"]: row["text"] for row in rows(artifact)}
     menus = [text for path, text in kept.items() if path.startswith("menu")]
     assert menus and not any("Subscribe" in text for text in menus)
-    raw = {row["path"]: row["content"].decode() for row in rows(sources) if row["source"] == "stdlib"}
-    for path in raw.keys() & kept.keys():
-        assert kept[path].strip("\n") == mask(raw[path], "code").text.strip("\n")
+    before = {row["path"]: row["content"].decode() for row in raw(sources) if row["source"] == "stdlib"}
+    for path in before.keys() & kept.keys():
+        assert kept[path].strip("\n") == mask(before[path], "code").text.strip("\n")
         ast.parse(kept[path])
 
 

@@ -43,12 +43,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def paths(artifact: Any) -> list[str]:
-    return pq.read_table(artifact.file("documents.parquet")).column("path").to_pylist()
+    return pq.read_table(artifact.path / "documents").column("path").to_pylist()
 
 
 def test_a_folder_of_many_kinds(tmp_path: Path, texts: Path, run_stage: Any) -> None:
     artifact = run_stage(collect, settings(tmp_path, folder(licence="CC0-1.0")))
-    rows = pq.read_table(artifact.file("documents.parquet")).to_pylist()
+    rows = pq.read_table(artifact.path / "documents").to_pylist()
     assert [(row["path"], row["kind"], row["media"]) for row in rows] == [
         ("a.txt", "prose", "text"),
         ("code.py", "code", "python"),
@@ -89,7 +89,7 @@ def test_rows_of_jsonl_and_parquet_with_bad_ones_counted(
     pq.write_table(pa.table({"text": ["three", None], "url": [1, 2]}), texts / "rows.parquet")
     (texts / "bad.parquet").write_bytes(b"PAR1 not really")
     artifact = run_stage(collect, settings(tmp_path, folder()))
-    rows = {row["path"]: row for row in pq.read_table(artifact.file("documents.parquet")).to_pylist()}
+    rows = {row["path"]: row for row in pq.read_table(artifact.path / "documents").to_pylist()}
     assert rows["rows.jsonl#1"]["content"] == b"one" and rows["rows.jsonl#1"]["licence"] == "MIT"
     assert rows["rows.jsonl#5"]["content"] == b"two" and rows["rows.jsonl#5"]["licence"] == "unstated"
     assert rows["rows.parquet#1"]["content"] == b"three"
@@ -163,7 +163,7 @@ def test_fingerprint_changes_with_the_folder_and_not_with_time(tmp_path: Path, t
 def test_python_installation_of_some_modules_and_a_package(tmp_path: Path, run_stage: Any) -> None:
     source = PythonInstallation(kind="python-installation", name="py", modules=["json", "ast"], packages=["pydantic"])
     artifact = run_stage(collect, settings(tmp_path, source))
-    rows = pq.read_table(artifact.file("documents.parquet")).to_pylist()
+    rows = pq.read_table(artifact.path / "documents").to_pylist()
     found = {row["path"]: row for row in rows}
     assert {"ast.py", "json/decoder.py", "pydantic/main.py", "pydantic/README"} <= set(found)
     assert found["ast.py"]["licence"] == "PSF-2.0" and found["pydantic/main.py"]["licence"] == "MIT"
@@ -189,7 +189,7 @@ def test_a_debian_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_s
         artifact = run_stage(collect, settings(tmp_path, source))
     except HerdError as error:
         pytest.skip(f"apt-get can't deliver git-doc here: {error}")
-    rows = pq.read_table(artifact.file("documents.parquet")).to_pylist()
+    rows = pq.read_table(artifact.path / "documents").to_pylist()
     assert len(rows) > 200 and {row["kind"] for row in rows} == {"docs"}
     assert all(row["path"].startswith("git") and "GPL-2" in row["licence"] for row in rows)
     monkeypatch.setenv("PATH", str(Path(shutil.which("dpkg-deb") or "").parent))
@@ -222,7 +222,7 @@ def test_odd_names_and_rows_are_counted_and_never_stop_the_rest(tmp_path: Path, 
     artifact = run_stage(collect, settings(tmp_path, folder()))
     counted = json.dumps(artifact.json("sources.json"))
     assert "file name not UTF-8" in counted and "a run of herd" in counted
-    rows = pq.read_table(artifact.file("documents.parquet"), columns=["path", "licence"]).to_pylist()
+    rows = pq.read_table(artifact.path / "documents", columns=["path", "licence"]).to_pylist()
     assert not [row for row in rows if "old" in row["path"]]
     assert all(len(row["licence"]) <= 100 for row in rows)
     assert len([row for row in rows if row["path"].startswith("rows.jsonl")]) == 1
