@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from herd.artifact import Artifact, Draft, canonical_json, open_artifact, publish, stage_key, write_atomically
-from herd.data.documents import DROPS, Writer
+from herd.data.documents import CURATED, DROPS, Writer
 from herd.evidence import Claim, Ledger, write_claims
 from herd.report import write_report
 from herd.report_plots import scientific, smooth
@@ -111,6 +111,14 @@ class FakeRun:
                 "bytes_dropped": 9,
                 "rules": {"minhash": {"documents": 1, "bytes": 9}},
             },
+            {
+                "step": "mix",
+                "documents_in": 1,
+                "bytes_in": 100_000,
+                "documents_dropped": 1,
+                "bytes_dropped": 0,
+                "rules": {},
+            },
         ]
         by = {"kind": {"docs": 70}, "language": {"en": 60, "de": 10}, "source": {"source-0": 70}}
         by |= {"group": {"general": 60, "multilingual": 10}, "topic": {"": 70}}
@@ -121,13 +129,15 @@ class FakeRun:
             "licences": {"MIT": 70},
             "masked": {"email": 3},
             "idle_rules": ["heuristics.long_words"],
-            "exhausted": ["extract"],
             "languages": [
-                {"declared": "hi", "identified": "en", "documents": 9, "bytes": 9_000, "mean_confidence": 0.913},
-                {"declared": "en", "identified": "en", "documents": 51, "bytes": 51_000, "mean_confidence": 0.99},
-                {"declared": "", "identified": "de", "documents": 10, "bytes": 10_000, "mean_confidence": 0.95},
+                {"source": "source-0", "share": 0.5, "bytes": 1000 * n, "documents": n, "confidence": 0.913} | labels
+                for n, labels in (
+                    (9, {"declared": "hi", "identified": "en"}),
+                    (51, {"declared": "en", "identified": "en"}),
+                    (10, {"declared": "", "identified": "de"}),
+                )
             ],
-            "clusters": {"count": 2, "largest": [{"kept": "77", "path": f"cluster-{HOSTILE}", "size": 12}]},
+            "clusters": {"count": 2, "documents": 14, "largest": [{"kept": "77", "documents": 12}]},
         }
         self.add("curate", {"funnel.json": books}, inputs=("sources",), write=_drops)
 
@@ -238,6 +248,8 @@ class FakeRun:
 
 
 def _drops(draft: Draft) -> None:
+    with Writer(draft.folder / "documents.parquet", CURATED) as writer:
+        writer.write({"id": "77", "source": "source-0", "path": f"cluster-{HOSTILE}"})
     with Writer(draft.folder / "drops.parquet", DROPS) as writer:
         for i in range(5):
             row = {"id": str(i), "source": "source-0", "path": f"{i}-{HOSTILE}", "bytes": 9, "url": "", "kept": ""}
@@ -349,11 +361,11 @@ def test_the_diet_names_its_steps_and_warns_of_rules_that_never_or_always_fire(p
     for said in ("text extracted", "rules of quality applied", "near-duplicates dropped"):
         assert said in page.text
     assert "Never fired in the step 'heuristics': long words." in page.text
-    assert "The step 'extract' (text extracted) dropped every document it was given." in page.text
+    assert "The step 'mix' (topics capped) dropped every document it was given." in page.text
 
 
 def test_the_diet_shows_where_language_labels_lie_and_how_the_mix_is_made_up(page: Elements) -> None:
-    assert "hi en the label lies 9 9.0 kB 0.91" in page.text
+    assert "source-0 hi en the label lies 9 9.0 kB 0.91" in page.text
     assert page.text.count("the label lies") == 1  # what declared nothing, or the truth, does not lie
     assert re.search(r"group documents bytes general 60 60.0 kB multilingual 10", page.text)
     assert "topic documents" not in page.text  # nothing was classified

@@ -27,8 +27,8 @@ from herd.show_data_page import render
 from herd.show_data_samples import pairs
 
 STEPS = (
-    *("extract", "domain", "pii", "language", "url", "exact", "near", "lines", "heuristics"),
-    *("outliers", "contamination", "quality", "mix"),
+    *("blocklist", "extract", "pii", "language", "domains", "url", "exact", "near", "lines", "heuristics"),
+    *("contamination", "outliers", "quality", "mix"),
 )
 HOSTILE = "docs/</script><script>alert('x')</script>\x1b[31m\u202ered&amp;.html"
 GUIDE = "docs/guide/install.html"
@@ -102,7 +102,7 @@ def _funnel() -> dict[str, Any]:
             if (of := [f for f in gone if f.rule == rule])
         }
         if step == "pii":
-            rules["email"] = {"documents": 0, "bytes": 0, "documents_trimmed": 1}
+            rules["masked"] = {"documents": 0, "bytes": 0, "documents_changed": 1, "changes": 2}
         dropped = {"documents_dropped": len(gone), "bytes_dropped": sum(f.size for f in gone)}
         steps.append({"step": step, "documents_in": documents, "bytes_in": size, **dropped, "rules": rules})
         documents, size = documents - len(gone), size - dropped["bytes_dropped"] - (20_000 if step == "extract" else 0)
@@ -115,20 +115,20 @@ def _funnel() -> dict[str, Any]:
         }
         for name in ("kind", "language", "source" if "source" in kept[0] else "kind", "group")
     }
-    clusters = [{"kept": _id(GUIDE), "path": GUIDE, "size": 4}]
+    clusters = [{"kept": _id(GUIDE), "documents": 4}]
+    of = {"source": "manual", "identified": "en", "share": 0.5}
     return {
         "steps": steps,
         "kept": {"documents": len(kept), "bytes": sum(r["bytes"] for r in kept), "splits": {"train": 3}, **by},
         "licences": {"MIT": len(kept)},
         "masked": {"email": 2},
         "idle_rules": ["heuristics.many_digits", "heuristics.generated", "quality.below_cut"],
-        "exhausted": [],
         "languages": [
-            {"declared": "hi", "identified": "en", "documents": 9, "bytes": 9_000, "mean_confidence": 0.91},
-            {"declared": "", "identified": "en", "documents": 2, "bytes": 2_000, "mean_confidence": 0.99},
+            {**of, "declared": "hi", "documents": 9, "bytes": 9_000, "confidence": 0.91},
+            {**of, "declared": "", "documents": 2, "bytes": 2_000, "confidence": 0.99},
         ],
-        "domains": [{"domain": "docs.example.org", "documents": 4, "dropped": 1}],
-        "clusters": {"count": 2, "largest": clusters},
+        "sites_dropped": [{"site": "bad.example.org", "rule": "domain_dirty_words", "score": 31, "threshold": 20}],
+        "clusters": {"count": 2, "documents": 6, "largest": clusters},
     }
 
 
@@ -144,7 +144,7 @@ def build_run(path: Path, parts: bool = False) -> Path:
             pq.write_table(pa.Table.from_pylist(rows, RAW), draft.folder / name)
         draft.write_json("sources.json", {})
     changes = [
-        {"id": _id(GUIDE), "step": "pii", "rule": "email", "count": 2, "bytes": 30, "sample": ""},
+        {"id": _id(GUIDE), "step": "pii", "rule": "masked", "count": 2, "bytes": 30, "sample": "2 email"},
         {
             "id": _id(GUIDE),
             "step": "lines",
@@ -197,10 +197,11 @@ def test_the_funnel_fits_the_terminal_and_tells_everything(say: Any, wide: int) 
     lines = printed.splitlines()
     near = next(i for i, line in enumerate(lines) if line.startswith("near-duplicates dropped"))
     assert re.search(r"\b5 +9\.\d kB$", lines[near]) and lines[near + 1].split()[:2] == ["minhash", "-2"]
-    assert re.search(r"hi +en +9 .* the label lies", printed)
+    assert re.search(r"manual +hi +en +9 .* the label lies", printed)
     assert not re.search(r"not declared +en .* the label lies", printed)
     assert "Never fired in the step 'heuristics': many digits, generated." in " ".join(printed.split())
-    assert "2 clusters" in printed and "docs.example.org" in printed
+    assert "2 clusters of 6 documents" in printed and GUIDE in printed
+    assert re.search(r"bad.example.org +domain dirty words +31 > 20", printed)
     for division in ("group", "kind", "language", "licence", "split"):
         assert re.search(rf"\b{division} +documents share", printed), division
 
@@ -219,7 +220,7 @@ def test_samples_of_a_step_stand_side_by_side_and_are_harmless(say: Any) -> None
     assert len(beside) == 2  # two dropped beside two of the three that passed
     assert "too short  20 < 200" in printed and "few letters  0.21 < 0.5" in printed
     status, printed = say("inspect", "--step", "filters")
-    assert status == 1 and "no such step; steps are extract, domain" in printed
+    assert status == 1 and "no such step; steps are blocklist, extract" in printed
 
 
 def test_a_copy_stands_beside_what_was_kept_in_its_place(run: Path) -> None:
@@ -262,7 +263,7 @@ def test_why_a_document_was_kept_says_what_was_changed(say: Any) -> None:
     status, printed = say("why", _id(GUIDE))
     said = " ".join(printed.split())
     assert status == 0 and "Kept: 2.4 kB" in said and "pip install herd" in said
-    assert "email masked 2 times" in said
+    assert "masked 2 times: 2 email" in said
     assert '3 lines taken out, 90 B, such as "Edit it"' in said
     assert "quality 0.750" in said and "group general" in said and "split train" in said
     assert "not reached" not in said and "dropped:" not in said
@@ -420,7 +421,9 @@ def test_what_is_left_after_each_step_adds_up() -> None:
         assert before.documents - after.dropped == after.documents
         assert after.dropped == sum(rule.documents for rule in after.rules)
     assert found[-1].documents == 3
-    told = warnings({"exhausted": ["language"], "idle_rules": ["near"]})
+    spent = {"step": "language", "documents_in": 4, "documents_dropped": 4}
+    told = warnings({"steps": [spent, spent | {"step": "url", "documents_dropped": 3}], "idle_rules": ["near"]})
+    assert len(told) == 2
     assert "'language'" in told[0] and "every document" in told[0] and "'near' dropped nothing" in told[1]
 
 
@@ -439,6 +442,11 @@ def _folder(path: Path) -> Path:
     (path / "note.txt").write_text("too short")
     (path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     return path
+
+
+def _is_copy(run: Path, path: str) -> bool:
+    (fate,), _ = find(open_books(run), path)
+    return bool(fate.kept)
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
@@ -470,7 +478,15 @@ def test_a_folder_becomes_documents_tokenizer_and_shards(
     assert main(["data", "curate", "My Docs", "--licence", "PSF-2.0"]) == 0  # nothing is made twice
     assert read_current(run) == current
     assert capsys.readouterr().err.count("was done already") == 4
+
     assert main(["data", "inspect"]) == 0  # the newest run that has curated documents
+    assert "equal texts dropped" in capsys.readouterr().out
+    assert main(["data", "why", "note.txt"]) == 0
+    assert "dropped: too short: 10 bytes < 200" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "why", "copy of ast.py" if _is_copy(run, "copy of ast.py") else "ast.py"]) == 0
+    assert "dropped: the same text as" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "inspect", "--step", "exact"]) == 0
+    assert "kept in its place" in capsys.readouterr().out
 
 
 def test_the_snippet_is_a_source_of_a_recipe(tmp_path: Path) -> None:

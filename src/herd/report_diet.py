@@ -38,7 +38,7 @@ def diet(run: Run) -> dict[str, Any] | None:
         },
         "warnings": warnings(books),
         "languages": languages(books),
-        "clusters": clusters(books),
+        "clusters": clusters(artifact, books),
         "shares": [
             *(
                 {"title": by, "rows": shares({k: (c["documents"], c["bytes"]) for k, c in counts.items()})}
@@ -108,24 +108,29 @@ def languages(books: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     return [
         {
+            "source": row["source"],
             "declared": row["declared"],
             "identified": row["identified"],
             "documents": f"{row['documents']:,}",
             "bytes": human_bytes(row["bytes"]),
-            "confidence": f"{row['mean_confidence']:.2f}",
+            "confidence": f"{row['confidence']:.2f}",
             "lies": row["declared"] != row["identified"],
         }
         for row in rows[:SHOWN_LANGUAGES]
     ]
 
 
-def clusters(books: dict[str, Any]) -> dict[str, Any] | None:
+def clusters(artifact: Artifact, books: dict[str, Any]) -> dict[str, Any] | None:
     """How many clusters of copies there are, and the largest."""
     found = books.get("clusters") or {}
     if not found.get("count") or not found.get("largest"):
         return None
     largest = found["largest"][0]
-    return {"count": count(found["count"], "cluster"), "size": f"{largest['size']:,}", "path": largest["path"]}
+    path = ""
+    for name in ("documents.parquet", "drops.parquet"):  # what stands for a cluster may have gone itself, later
+        rows = pq.read_table(artifact.file(name), columns=["path"], filters=[("id", "=", largest["kept"])])
+        path = path or next(iter(rows["path"].to_pylist()), "")
+    return {"count": count(found["count"], "cluster"), "size": f"{largest['documents']:,}", "path": path}
 
 
 def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,7 +150,7 @@ def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _example(row: dict[str, Any]) -> dict[str, str]:
-    score, threshold = row["score"], row["threshold"]
+    score, threshold = row["score"] or 0.0, row["threshold"] or 0.0
     relation = "<" if score < threshold else ">" if score > threshold else "="
     measured = f"{score:.4g} {relation} {threshold:.4g}"
     return {"source": row["source"], "path": row["path"], "score": measured, "kept": row["kept"] or ""}

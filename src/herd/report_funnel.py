@@ -10,17 +10,18 @@ from herd.console import human_bytes
 
 # What each step did, in plain words, in the past tense: the bars beside them show what was left afterwards.
 STEPS = {
+    "blocklist": "listed sites dropped",
     "extract": "text extracted",
-    "domain": "blocked sites dropped",
     "pii": "personal data masked",
     "language": "other languages dropped",
+    "domains": "unsafe sites dropped",
     "url": "older copies of a page dropped",
     "exact": "equal texts dropped",
     "near": "near-duplicates dropped",
     "lines": "repeated lines taken out",
     "heuristics": "rules of quality applied",
-    "outliers": "unusual texts dropped",
     "contamination": "benchmark texts dropped",
+    "outliers": "unusual texts dropped",
     "quality": "lowest scores dropped",
     "mix": "topics capped",
 }
@@ -32,12 +33,12 @@ _SANS = ["Helvetica Neue", "Segoe UI", "Liberation Sans", "Arial", "DejaVu Sans"
 
 
 class Rule(NamedTuple):
-    """What one rule of a step did: documents dropped, documents changed and let pass, lines or items, bytes gone."""
+    """What one rule of a step did: documents dropped, documents changed and let pass, changes, bytes gone."""
 
     name: str
     documents: int
-    trimmed: int
-    lines: int
+    changed: int
+    changes: int
     bytes: int
 
     @property
@@ -73,10 +74,10 @@ def levels(books: Mapping[str, Any]) -> list[Level]:
     after = [*(step["bytes_in"] for step in steps[1:]), books["kept"]["bytes"]]
     for step, size in zip(steps, after, strict=True):
         rules = [
-            Rule(name, c["documents"], c.get("documents_trimmed", 0), c.get("lines", 0), c["bytes"])
+            Rule(name, c["documents"], c.get("documents_changed", 0), c.get("changes", 0), c["bytes"])
             for name, c in step["rules"].items()
         ]
-        rules.sort(key=lambda rule: (-rule.documents, -rule.trimmed, rule.name))
+        rules.sort(key=lambda rule: (-rule.documents, -rule.changed, rule.name))
         left = step["documents_in"] - step["documents_dropped"]
         found.append(Level(step["step"], plain_name(step["step"]), left, size, step["documents_dropped"], tuple(rules)))
     return found
@@ -87,10 +88,10 @@ def deed(rule: Rule) -> str:
     parts = []
     if rule.documents:
         parts.append(f"{count(rule.documents, 'document')}, {human_bytes(rule.bytes)}")
-    if rule.trimmed:
-        lines = f"{count(rule.lines, 'line')} out of " if rule.lines else "changed "
+    if rule.changed:
+        lines = f"{count(rule.changes, 'change')} in " if rule.changes else "changed "
         size = f", {human_bytes(rule.bytes)}" if not rule.documents and rule.bytes else ""
-        parts.append(f"{lines}{count(rule.trimmed, 'document')}{size}")
+        parts.append(f"{lines}{count(rule.changed, 'document')}{size}")
     return "; ".join(parts) or "nothing"
 
 
@@ -100,11 +101,12 @@ def count(number: int, thing: str) -> str:
 
 
 def warnings(books: Mapping[str, Any]) -> list[str]:
-    """Sentences about steps that dropped everything they were given, and rules that never fired."""
-    said = [
-        f"The step '{name}' ({plain_name(name.split('.')[0])}) dropped every document it was given."
-        for name in books.get("exhausted", ())
-    ]
+    """Sentences about steps that dropped everything they were given, and rules that never fired.
+
+    The latter are what `funnel.json` lists as `idle_rules`: a step, or step.rule.
+    """
+    exhausted = [s["step"] for s in books["steps"] if 0 < s["documents_in"] == s["documents_dropped"]]
+    said = [f"The step '{name}' ({plain_name(name)}) dropped every document it was given." for name in exhausted]
     by_step: dict[str, list[str]] = {}
     for name in books.get("idle_rules", ()):
         step, _, rule = name.partition(".")
@@ -185,7 +187,7 @@ def _bars(axes: Any, found: Sequence[Level]) -> None:
 def _foremost(level: Level, most: int = 2, wide: int = 54) -> str:
     """The rules of a step that did the most, as one short line."""
     parts = [
-        f"{rule.said} {rule.documents or rule.trimmed:,}" for rule in level.rules if rule.documents or rule.trimmed
+        f"{rule.said} {rule.documents or rule.changed:,}" for rule in level.rules if rule.documents or rule.changed
     ]
     more = f" · {len(parts) - most} more" if len(parts) > most else ""
     line = " · ".join(parts[:most]) + more

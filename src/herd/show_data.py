@@ -19,7 +19,9 @@ from herd.show_data_books import (
     Books,
     Fate,
     find,
+    head_of,
     keeper_of,
+    measured,
     near_misses,
     plain,
     plain_lines,
@@ -27,13 +29,13 @@ from herd.show_data_books import (
 )
 from herd.show_data_samples import heading, pairs, verdict
 
-SHOWN_RULES, SHOWN_LANGUAGES, SHOWN_SHARES = 4, 12, 6
+SHOWN_RULES, SHOWN_LANGUAGES, SHOWN_SHARES, SHOWN_SITES = 4, 12, 6, 8
 SAMPLE_LINES, SAMPLE_PAIRS = 9, 6
 FOUND = 20  # documents that a search lists
 
 
 def print_funnel(books: Books) -> None:
-    """Everything about the whole corpus: funnel, warnings, languages, domains, clusters, and what was kept."""
+    """Everything about the whole corpus: funnel, warnings, languages, sites, clusters, and what was kept."""
     console = Console(highlight=False)
     found = levels(books.funnel)
     if not found:
@@ -48,7 +50,7 @@ def print_funnel(books: Books) -> None:
     console.print(funnel_table(found, max(12, min(48, console.width - 56))))
     for line in warnings(books.funnel):
         console.print(Text(f"! {plain(line)}", "yellow"))
-    for table in (_languages(books.funnel), _domains(books.funnel), _clusters(books.funnel)):
+    for table in (_languages(books.funnel), _sites(books.funnel), _clusters(books)):
         if table is not None:
             console.print()
             console.print(table)
@@ -92,8 +94,8 @@ def funnel_table(found: Sequence[Level], wide: int, rules: int = SHOWN_RULES) ->
 
 
 def _rule_row(rule: Rule) -> tuple[Text, str, str, str]:
-    changed = f"{count(rule.trimmed, 'document')} changed" if rule.trimmed else ""
-    lines = f", {rule.lines:,} taken out" if rule.trimmed and rule.lines else ""
+    changed = f"{rule.changed:,} changed" if rule.changed else ""
+    lines = f", {count(rule.changes, 'time')}" if rule.changed and rule.changes else ""
     return (
         Text(f"  {plain(rule.said)}"),
         changed + lines,
@@ -115,7 +117,7 @@ def _languages(books: Mapping[str, Any]) -> Group | None:
     if not rows:
         return None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("declared", "identified"):
+    for name in ("source", "declared", "identified"):
         table.add_column(name, no_wrap=True)
     for name in ("documents", "bytes", "confidence"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -123,11 +125,12 @@ def _languages(books: Mapping[str, Any]) -> Group | None:
     for row in rows[:SHOWN_LANGUAGES]:
         lies = bool(row["declared"]) and row["declared"] != row["identified"]
         table.add_row(
+            Text(plain(row["source"], 24)),
             Text(plain(row["declared"] or "not declared", 24)),
             Text(plain(row["identified"], 12)),
             f"{row['documents']:,}",
             human_bytes(row["bytes"]),
-            f"{row['mean_confidence']:.2f}",
+            f"{row['confidence']:.2f}",
             Text("the label lies", "yellow") if lies else "",
         )
     more = len(rows) - SHOWN_LANGUAGES
@@ -135,39 +138,36 @@ def _languages(books: Mapping[str, Any]) -> Group | None:
     return Group(Text("Languages", "bold"), table, *rest)
 
 
-def _domains(books: Mapping[str, Any]) -> Group | None:
-    """The domains that lost the most, with whatever was counted of them."""
-    rows = list(books.get("domains", ()))[:SHOWN_SHARES]
+def _sites(books: Mapping[str, Any]) -> Group | None:
+    """Sites that went as a whole, with what was measured of them."""
+    rows = list(books.get("sites_dropped", ()))
     if not rows:
         return None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("domain", overflow="ellipsis", no_wrap=True)
-    names = [name for name in rows[0] if name != "domain"]
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(Text(plain(str(row["domain"]), 40)), *(Text(_cell(row.get(name))) for name in names))
-    return Group(Text("Worst domains", "bold"), table)
+    table.add_column("site", overflow="ellipsis", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("measured, limit", justify="right", no_wrap=True)
+    for row in rows[:SHOWN_SITES]:
+        said = plain(row["rule"].replace("_", " "))
+        table.add_row(Text(plain(row["site"], 60)), Text(said), measured(row["score"], row["threshold"]))
+    more = len(rows) - SHOWN_SITES
+    rest = [Text(f"and {count(more, 'site')} more", "dim")] if more > 0 else []
+    return Group(Text("Sites dropped as a whole", "bold"), table, *rest)
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else plain(str(value), 40)
-
-
-def _clusters(books: Mapping[str, Any]) -> Group | None:
+def _clusters(books: Books) -> Group | None:
     """Clusters of copies: how many, and the largest."""
-    clusters = books.get("clusters")
+    clusters = books.funnel.get("clusters")
     if not clusters or not clusters["count"]:
         return None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("documents", justify="right", no_wrap=True)
-    table.add_column("kept", no_wrap=True)
+    table.add_column("standing for all", no_wrap=True)
     table.add_column("path", overflow="ellipsis", no_wrap=True)
     for one in clusters["largest"][:SHOWN_SHARES]:
-        table.add_row(f"{one['size']:,}", one.get("kept") or one.get("id") or "", Text(plain(one["path"], 200)))
-    title = f"Copies: {count(clusters['count'], 'cluster')}, the largest"
+        head = head_of(books, one["kept"])
+        table.add_row(f"{one['documents']:,}", one["kept"], Text(plain(head.path if head else "", 200)))
+    title = f"Copies: {count(clusters['count'], 'cluster')} of {count(clusters['documents'], 'document')}, the largest"
     return Group(Text(title, "bold"), table)
 
 
@@ -175,7 +175,9 @@ def _kept(books: Mapping[str, Any], wide: int) -> Any:
     """What was kept by group, kind, language, topic and licence, each as a small table with shares of bytes."""
     kept = books["kept"]
     divisions: list[tuple[str, Mapping[str, Any]]] = [
-        (by, kept[f"by_{by}"]) for by in ("group", "kind", "language", "topic", "source") if kept.get(f"by_{by}")
+        (by, counts)
+        for by in ("group", "kind", "language", "topic", "source")
+        if set(counts := kept.get(f"by_{by}", {})) - {""}  # nothing was classified where all is under ""
     ]
     if licences := books.get("licences"):
         divisions.append(("licence", {name: {"documents": n} for name, n in licences.items()}))

@@ -133,13 +133,15 @@ def find(books: Books, words: str, most: int = 20) -> tuple[list[Fate], int]:
 
 def keeper_of(books: Books, fate: Fate) -> Fate | None:
     """The document that stands for a copy, kept or itself dropped later; its size is that before lines were taken."""
-    if not fate.kept:
+    if not fate.kept or (head := head_of(books, fate.kept)) is None:
         return None
-    for file in (DOCUMENTS, DROPS):
-        for one in _fates(books, file, "id", fate.kept, 1):
-            taken = sum(row["bytes"] for row in changes(books, [fate.kept]) if row["step"] == "lines")
-            return one._replace(bytes=one.bytes + taken)
-    return None
+    taken = sum(row["bytes"] for row in changes(books, [fate.kept]) if row["step"] == "lines")
+    return head._replace(bytes=head.bytes + taken)
+
+
+def head_of(books: Books, id: str) -> Fate | None:
+    """The document of this id, kept or dropped."""
+    return next((fate for file in (DOCUMENTS, DROPS) for fate in _fates(books, file, "id", id, 1)), None)
 
 
 def changes(books: Books, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -206,14 +208,23 @@ def reason(fate: Fate, keeper: Fate | None = None) -> str:
     if fate.step in ("url", "exact", "near"):
         return _copy(fate, keeper)
     rule = fate.rule.replace("_", " ")
+    if fate.step == "contamination":
+        hits = f"{number(fate.score)} n-grams with the benchmark {plain(fate.rule)}"
+        return f"it shares {hits}, the limit is {number(fate.threshold)}"
+    if fate.step == "mix":
+        return f"{plain(rule)}: {number(fate.threshold)} of the documents of its topic were kept, drawn by their ids"
     if phrase := _PHRASES.get(fate.rule):
         return phrase.format(score=number(fate.score), threshold=number(fate.threshold))
-    return f"{rule}: {measured(fate.score, fate.threshold)}"
+    return f"{plain(rule)}: {measured(fate.score, fate.threshold)}"
 
 
 _PHRASES = {
     "no_text": "no text was left of it",
     "not_text": "its bytes are no text",
+    "listed_domain": "its site is on a blocklist",
+    "domain_personal_data": "its whole site went: personal data at {score} a kilobyte > {threshold}",
+    "domain_dirty_words": "its whole site went: {score} dirty words in 1,000 > {threshold}",
+    "domain_dirty_pages": "its whole site went: {score} of its pages have dirty words > {threshold}",
     "directory": "personal data at {score} a kilobyte, the limit is {threshold}: a directory of people",
     "other_language": "in another language than those asked for (confidence {score})",
     "too_short": "too short: {score} bytes < {threshold}",
@@ -223,6 +234,9 @@ _PHRASES = {
     "long_line": "a long line: {score} bytes > {threshold}",
     "long_lines": "long lines: {score} bytes on average > {threshold}",
     "repeated_lines": "repeated lines: {score} of its text > {threshold}",
+    "dirty_words": "{score} dirty words in 1,000 > {threshold}",
+    "odd_words": "its words are far from those of its kind and language: divergence {score} > {threshold}",
+    "unlike_reference": "quality {score} < {threshold}, below the share that its language keeps",
     "generated": "it says that a program generated it",
 }
 

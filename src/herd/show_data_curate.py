@@ -140,7 +140,7 @@ def _curate(
     folder: Path, run: Path, data: Data, base: Path, sources: Artifact, facts: Mapping[str, Any], command: str
 ) -> Artifact:
     """The curated documents, with enough of them held out."""
-    from herd.data.curate import split_of
+    from herd.data.writing import split_of
 
     def held(ids: list[str], share: float) -> int:
         return sum(split_of(id, SEED, share) == "heldout" for id in ids)

@@ -118,12 +118,12 @@ def _steps(console: Console, books: Books, fate: Fate) -> None:
 
 
 def _change(one: dict[str, Any]) -> str:
-    """What a step changed, in words: 3 of email masked; 12 lines taken out, 410 B, such as ..."""
+    """What a step changed, in words: masked 3 times: 3 email; 12 lines taken out, 410 B, such as ..."""
     rule = one["rule"].replace("_", " ")
     size = f", {human_bytes(one['bytes'])}" if one["bytes"] else ""
     sample = f', such as "{plain(one["sample"], 80)}"' if one["sample"] else ""
     if one["step"] == "pii":
-        return f"{plain(rule)} masked {count(one['count'], 'time')}"
+        return f"masked {count(one['count'], 'time')}: {plain(one['sample'], 80)}" if one["sample"] else plain(rule)
     if one["step"] == "lines":
         return f"{count(one['count'], 'line')} taken out{size}{sample}"
     return f"{plain(rule)}: changed {count(one['count'], 'time')}{size}{sample}"
