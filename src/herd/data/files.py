@@ -85,9 +85,10 @@ def _remote(address: str, protocol: str) -> Place:
             return Place(None, remote, folder, name)
         if not remote.isdir(prefix):
             raise Unavailable(f"no folder {address}")
-    except ImportError:
-        package = known_implementations.get(protocol, {}).get("class", protocol).partition(".")[0]
-        raise Unavailable(f"{address} needs the package {package}: pip install {package}") from None
+    except ImportError as error:
+        package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
+        needs = _one_line(error) if package == "fsspec" else f"needs the package {package}: pip install {package}"
+        raise Unavailable(f"{address} {needs}") from None
     except Unavailable:
         raise
     except Exception as error:  # every store's client has errors of its own

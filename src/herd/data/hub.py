@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +36,8 @@ def read_hugging_face(source: HuggingFace, base: Path, skipped: Skipped) -> Iter
         except Unavailable:
             raise
         except Exception as error:  # the network's, the hub's and every file format's own
-            raise Unavailable(f"{source.dataset}, row {number + 1}: {_one_line(error)}") from None
+            after = f" after row {number:,}" if number else ""
+            raise Unavailable(f"{source.dataset}{after}: {_one_line(error)}") from None
         if row is None:
             return
         number += 1
@@ -65,5 +65,4 @@ def _rows(datasets: Any, path: str, source: HuggingFace) -> Iterator[dict[str, A
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.replace(os.sep + "root", "~")[:200]
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -117,21 +117,28 @@ def parquet_rows(stream: BinaryIO, skipped: Skipped) -> Iterator[tuple[int, dict
                 columns = {name: _values(batch.column(name)) for name in names}
                 for row in range(batch.num_rows):
                     number += 1
-                    yield number, {name: values[row] for name, values in columns.items()}
+                    yield number, {name: _python(values[row]) for name, values in columns.items()}
     except (*DAMAGED, ValueError, OverflowError):
         skipped["unreadable"] += 1
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """Values of a column, strings as bytes: what isn't UTF-8 is then one bad row, not a bad file."""
+def _values(column: pa.Array) -> pa.Array:
+    """A column as bytes or days: what isn't UTF-8 is then one bad row, not a bad file. Nulls where it is neither."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column.cast(kind).cast(pa.large_binary()).to_pylist()
+        return column.cast(kind).cast(pa.large_binary())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return column.to_pylist()
+        return column
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         try:
-            return column.cast(pa.date32(), safe=False).to_pylist()
-        except (ValueError, OverflowError):  # a day before the year 1 or after 9999
+            return column.cast(pa.date32(), safe=False)
+        except pa.ArrowInvalid:  # a time zone that is none
             pass
-    return [None] * len(column)
+    return pa.nulls(len(column))
+
+
+def _python(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # a day before the year 1 or after 9999
+        return None

@@ -8,7 +8,6 @@ do, so that damage to one record does not rename the others.
 
 from __future__ import annotations
 
-import codecs
 import re
 import zlib
 from collections import deque
@@ -18,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from fastwarc.warc import WarcRecord, WarcRecordType
 
+from herd.data.charsets import to_utf8
 from herd.data.documents import RawDocument
 from herd.data.extract import is_text
 from herd.data.files import DAMAGED, LARGER, MAX_FILE_BYTES, MAX_RATIO, Skipped
@@ -31,25 +31,13 @@ _MAX_READ_AGAIN = 32
 _GZIP = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _START = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n")
 _START_BYTES = 12  # longest match of _START
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_HEADER = re.compile(rb"(?:(?:[^\s:\0]{1,200}[ \t]*:|[ \t]+(?=\S))[^\n]*\n)*")
+_BLANK = re.compile(rb"\r?\n")
 _LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _TYPE = re.compile(rb"^warc-type:[ \t]*[a-z]", re.IGNORECASE | re.MULTILINE)
 
 _HTML = ("text/html", "application/xhtml+xml")
 _PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-
-# Codecs of Python that are no charset of the web; two of them take quadratic time.
-_NO_CHARSETS = {"punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined"}
-# Browsers read these as their supersets (WHATWG Encoding Standard, section 4.2).
-_SUPERSETS = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "euc_kr": "cp949",
-    "shift_jis": "cp932",
-}
 
 
 class _Damaged(Exception):
@@ -70,19 +58,22 @@ def read_warc(
 
     `day` is used where a record doesn't tell when it was retrieved.
     """
-    for record in records(stream, size, skipped):
+    for record in records(stream, size, inside, skipped):
         document = _document(record, inside, licence, day, skipped)
         if document is not None:
             yield document
 
 
-def records(stream: BinaryIO, size: int, skipped: Skipped) -> Iterator[Record]:
-    """Whole records of at most MAX_FILE_BYTES; what is damaged or larger is counted."""
-    window = _Window(_Members(stream, size))
+def records(stream: BinaryIO, size: int, name: str, skipped: Skipped) -> Iterator[Record]:
+    """Whole records of at most MAX_FILE_BYTES of a file of `size` bytes; what is damaged or larger is counted."""
+    members = _Members(stream, size, name)
+    window = _Window(members)
     lost = False  # in damage that has been counted
     while True:
         try:
             if not window.fill(1):
+                if members.given_up:
+                    skipped["rest of a file that is all damage"] += 1
                 return
             record = _next_record(window)
         except _Damaged as damage:
@@ -94,23 +85,25 @@ def records(stream: BinaryIO, size: int, skipped: Skipped) -> Iterator[Record]:
         if isinstance(record, Record):
             lost = False
             yield record
-        elif record:
-            skipped[record] += not lost
+        elif record and not lost:
+            skipped[record] += 1
             lost = True
 
 
 class _Members:
     """Decoded bytes of a file a piece at a time, and where in the file its gzip members begin."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BinaryIO, size: int, name: str) -> None:
         self._stream = stream
-        self.gzipped = stream.read(2) == b"\x1f\x8b"
+        head = stream.read(5)
+        self.gzipped = head.startswith(b"\x1f\x8b") or (head != b"WARC/" and name.lower().endswith(".gz"))
         stream.seek(0)
         self._raw = b""  # read, not yet decoded
         self._position = 0  # offset of _raw in the file
         self._inflate: zlib._Decompress | None = None  # of the member that is being decoded
         self._start = self._decoded = 0  # of that member: its offset, and bytes decoded
         self._left = _MAX_READ_AGAIN * size + MAX_FILE_BYTES  # bytes that may still be read again
+        self.given_up = False  # whether the search for whole members was ended before the file was
         self.origin: int | None = None  # offset in the file of what `read` returned last, where a member began there
 
     def read(self) -> bytes:
@@ -118,10 +111,9 @@ class _Members:
         self.origin = None
         while True:
             if self._inflate is None:
-                self._raw = self._raw or self._stream.read(_READ_BYTES)
                 if not self.gzipped:
-                    piece, self._raw = self._raw, b""
-                    return piece
+                    return self._stream.read(_READ_BYTES)
+                self._raw = self._raw or self._stream.read(_READ_BYTES)
                 if not self._raw:
                     return b""
                 self._inflate = zlib.decompressobj(31)
@@ -133,6 +125,8 @@ class _Members:
 
     def rest(self) -> bytes:
         """The next piece of the member that was begun; empty where it ended, and ended well."""
+        if not self.gzipped:
+            return self._stream.read(_READ_BYTES)
         while self._inflate is not None:
             self._raw = self._raw or self._stream.read(_READ_BYTES)
             before = len(self._raw)
@@ -170,6 +164,7 @@ class _Members:
                 return _Damaged(reason)
             offset += len(data) - 3
             data = data[-3:]
+        self.given_up = self._left <= 0
         self._stream.seek(0, 2)
         return _Damaged(reason)
 
@@ -229,36 +224,51 @@ def _next_record(window: _Window) -> Record | str:
         junk = bytes(data[:cut]).strip(b"\r\n")
         window.drop(cut)
         return "damaged record" if junk else ""
-    searched = start.end() - 2  # a record without any header ends right there
-    while (end := _HEADER_END.search(data, searched)) is None:
-        searched = max(searched, len(data) - 3)
-        if len(data) > MAX_HEADER_BYTES or not window.fill(len(data) + 1):
-            window.drop(start.end())
+    end = start.end()
+    while True:
+        end = max(end, _HEADER.match(data, end).end())  # type: ignore[union-attr]  # it matches an empty header
+        if blank := _BLANK.match(data, end):
+            break
+        known, more = len(data), end < MAX_HEADER_BYTES and data.find(b"\n", end) < 0
+        if not more or not (window.fill(2 * known) or len(data) > known):
+            window.drop(end)  # lines of a header: none of them begins a record
             return "damaged record"
-    head = bytes(data[: end.start()])
+    head = bytes(data[:end])
     length = _LENGTH.search(head)
     if length is None or not _TYPE.search(head):
-        window.drop(start.end())
+        window.drop(blank.end())
         return "damaged record"
     size = int(length[1])
     if size > MAX_FILE_BYTES + MAX_HEADER_BYTES:  # its length may be a lie: what follows is searched, not jumped over
-        window.drop(end.end())
+        window.drop(blank.end())
         return LARGER
-    stop = end.end() + size
+    stop = blank.end() + size
     whole = window.fill(stop)
     window.fill(stop + 4)
-    if not whole or data[stop : stop + 4] not in (b"\r\n\r\n", b"\r\n", b""):
-        window.drop(end.end())
+    gap = data[stop : stop + 4]
+    breaks = len(gap) - len(gap.lstrip(b"\r\n"))
+    if not whole or not (breaks == len(gap) or _START.match(data, stop + breaks)):  # some writers leave two bytes
+        window.drop(blank.end())
         return "damaged record" if whole else "record cut short"
-    window.settle()
+    after = stop + breaks
+    if len(data) < after + _START_BYTES:
+        window.settle()
+    # Its length is right where the next record follows. Where that one is damaged, nothing else may begin inside this.
+    follows = len(data) < after + _START_BYTES or _START.match(data, after)
+    if not follows and _START.search(data, blank.end(), stop):
+        window.drop(blank.end())
+        return "damaged record"
     record = Record(window.offset(), bytes(data[:stop]))
-    window.drop(min(len(data), stop + 4))
+    window.drop(after)
     return record
 
 
 def _document(found: Record, inside: str, licence: str, day: date, skipped: Skipped) -> RawDocument | None:
     try:
         record = WarcRecord.from_bytes(found.data)
+        if record.record_type & WarcRecordType.unknown:
+            skipped["record of unknown type"] += 1
+            return None
         if not record.record_type & _PAGES:
             return None
         payload = _payload(record, found.data)
@@ -300,7 +310,7 @@ def _payload(record: WarcRecord, data: bytes) -> tuple[str, str, bytes] | str:
         record = WarcRecord.from_bytes(data)
         record.parse_http("none", MAX_HEADER_BYTES)
         content = record.reader.read(MAX_FILE_BYTES + 1)
-        if re.match(rb"\x1f\x8b|[0-9a-fA-F]{1,8}[ \t]*(;[^\r\n]{0,100})?\r\n", content):
+        if re.match(rb"\x1f\x8b|[0-9a-fA-F]{1,16}[ \t]*(;[^\r\n]{0,100})?\r\n", content):
             raise
     if record.http_headers is None or record.http_headers.status_code is None:
         return "damaged record"
@@ -316,32 +326,3 @@ def _payload(record: WarcRecord, data: bytes) -> tuple[str, str, bytes] | str:
 def _media(content_type: str) -> str:
     kind = content_type.partition(";")[0].strip().lower()
     return "html" if kind in _HTML else "text" if kind == "text/plain" else ""
-
-
-def to_utf8(content: bytes, charset: str = "") -> bytes:
-    """Content as UTF-8 where `charset` (of an HTTP header, empty where there is none) tells how; else as it is.
-
-    UTF-8 with a few broken bytes, as where a crawler cut a page at its limit, stays UTF-8: U+FFFD for what is broken.
-    """
-    try:
-        name = codecs.lookup(charset).name if charset else "utf-8"
-    except (LookupError, ValueError):
-        name = "utf-8"
-    wide = name.startswith(("utf-16", "utf-32"))
-    if name in _NO_CHARSETS or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content
-    try:
-        if not wide:
-            content.decode()
-            return content
-    except UnicodeDecodeError:
-        pass
-    try:
-        text = content.decode(_SUPERSETS.get(name, name), "replace")
-    except (LookupError, UnicodeError):  # a codec that is no encoding of text
-        return content
-    broken = text.count("\ufffd")
-    foreign = len(text) - len(text.encode("ascii", "ignore")) - broken
-    # More whole characters beyond ASCII than broken ones: what Latin-1 read as UTF-8 does not show.
-    usable = broken <= foreign if name == "utf-8" else broken * 100 <= len(text)
-    return text.encode("utf-8", "replace") if usable else content
