@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from herd.artifact import Artifact, Draft, canonical_json, open_artifact, publish, stage_key, write_atomically
-from herd.data.documents import DROPS, Writer
+from herd.data.documents import CURATED, DROPS, Writer
 from herd.evidence import Claim, Ledger, write_claims
 from herd.report import write_report
 from herd.report_plots import scientific, smooth
@@ -103,14 +103,41 @@ class FakeRun:
                 "bytes_dropped": 20_000,
                 "rules": {"too_short": {"documents": 20, "bytes": 20_000}},
             },
+            {
+                "step": "near",
+                "documents_in": 70,
+                "bytes_in": 100_000,
+                "documents_dropped": 1,
+                "bytes_dropped": 9,
+                "rules": {"minhash": {"documents": 1, "bytes": 9}},
+            },
+            {
+                "step": "mix",
+                "documents_in": 1,
+                "bytes_in": 100_000,
+                "documents_dropped": 1,
+                "bytes_dropped": 0,
+                "rules": {},
+            },
         ]
         by = {"kind": {"docs": 70}, "language": {"en": 60, "de": 10}, "source": {"source-0": 70}}
+        by |= {"group": {"general": 60, "multilingual": 10}, "topic": {"": 70}}
         kept = {f"by_{k}": {n: {"documents": d, "bytes": d * 1000} for n, d in v.items()} for k, v in by.items()}
         books = {
             "steps": steps,
             "kept": {"documents": 70, "bytes": 100_000, "splits": {"train": 65, "heldout": 5}, **kept},
             "licences": {"MIT": 70},
             "masked": {"email": 3},
+            "idle_rules": ["heuristics.long_words"],
+            "languages": [
+                {"source": "source-0", "share": 0.5, "bytes": 1000 * n, "documents": n, "confidence": 0.913} | labels
+                for n, labels in (
+                    (9, {"declared": "hi", "identified": "en"}),
+                    (51, {"declared": "en", "identified": "en"}),
+                    (10, {"declared": "", "identified": "de"}),
+                )
+            ],
+            "clusters": {"count": 2, "documents": 14, "largest": [{"kept": "77", "documents": 12}]},
         }
         self.add("curate", {"funnel.json": books}, inputs=("sources",), write=_drops)
 
@@ -221,11 +248,15 @@ class FakeRun:
 
 
 def _drops(draft: Draft) -> None:
+    with Writer(draft.folder / "documents.parquet", CURATED) as writer:
+        writer.write({"id": "77", "source": "source-0", "path": f"cluster-{HOSTILE}"})
     with Writer(draft.folder / "drops.parquet", DROPS) as writer:
         for i in range(5):
-            row = {"id": str(i), "source": "source-0", "path": f"{i}-{HOSTILE}", "bytes": 9}
+            row = {"id": str(i), "source": "source-0", "path": f"{i}-{HOSTILE}", "bytes": 9, "url": "", "kept": ""}
             writer.write(row | {"step": "extract", "rule": "no_text", "score": 0.0, "threshold": 1.0})
             writer.write(row | {"step": "heuristics", "rule": "too_short", "score": 20.0 + i, "threshold": 200.0})
+        copy = {"id": "76", "source": "source-0", "path": "copy.html", "bytes": 9, "url": "", "kept": "id-of-the-kept"}
+        writer.write(copy | {"step": "near", "rule": "minhash", "score": 0.93, "threshold": 0.8})
 
 
 def _cells(budgets: int) -> list[Cell]:
@@ -324,6 +355,25 @@ def test_text_of_the_corpus_is_escaped(run: FakeRun, page: Elements) -> None:
 def test_why_documents_were_dropped_and_a_source_was_skipped(page: Elements) -> None:
     assert "no text: 10 documents" in page.text and "20 < 200" in page.text
     assert "there is no apt on this machine" in page.text
+
+
+def test_the_diet_names_its_steps_and_warns_of_rules_that_never_or_always_fire(page: Elements) -> None:
+    for said in ("text extracted", "rules of quality applied", "near-duplicates dropped"):
+        assert said in page.text
+    assert "Never fired in the step 'heuristics': long words." in page.text
+    assert "The step 'mix' (topics capped) dropped every document it was given." in page.text
+
+
+def test_the_diet_shows_where_language_labels_lie_and_how_the_mix_is_made_up(page: Elements) -> None:
+    assert "source-0 hi en the label lies 9 9.0 kB 0.91" in page.text
+    assert page.text.count("the label lies") == 1  # what declared nothing, or the truth, does not lie
+    assert re.search(r"group documents bytes general 60 60.0 kB multilingual 10", page.text)
+    assert "topic documents" not in page.text  # nothing was classified
+
+
+def test_the_diet_shows_clusters_and_what_was_kept_for_a_copy(page: Elements) -> None:
+    assert f"2 clusters; the largest has 12 documents: cluster-{HOSTILE} and its copies" in page.text
+    assert "copy.html source-0; kept in its place: id-of-the-kept 0.93 > 0.8" in page.text
 
 
 def test_the_forecast_is_said_to_hold_or_to_fail(run: FakeRun, page: Elements, tmp_path: Path) -> None:

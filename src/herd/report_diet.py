@@ -9,18 +9,11 @@ import pyarrow.parquet as pq
 
 from herd.artifact import Artifact
 from herd.console import human_bytes, human_count
+from herd.report_funnel import count, deed, levels, warnings
 from herd.report_reading import Run
 
-STEPS = {
-    "extract": "text extracted",
-    "pii": "personal data masked",
-    "language": "other languages dropped",
-    "exact": "equal texts dropped",
-    "near": "near-duplicates dropped",
-    "lines": "repeated lines taken out",
-    "heuristics": "rules of quality applied",
-}
 EXAMPLES = 3
+SHOWN_LANGUAGES = 12
 SHOWN_SHARES = 8  # kinds, languages or licences named; the rest is summed up
 
 
@@ -43,15 +36,18 @@ def diet(run: Run) -> dict[str, Any] | None:
             "bytes": run.from_file("curate", "funnel.json", human_bytes(kept["bytes"])),
             "heldout": run.from_file("curate", "funnel.json", f"{kept['splits'].get('heldout', 0):,}"),
         },
+        "warnings": warnings(books),
+        "languages": languages(books),
+        "clusters": clusters(artifact, books),
         "shares": [
-            {"title": "kind", "rows": shares({k: (c["documents"], c["bytes"]) for k, c in kept["by_kind"].items()})},
-            {
-                "title": "language",
-                "rows": shares({k: (c["documents"], c["bytes"]) for k, c in kept["by_language"].items()}),
-            },
+            *(
+                {"title": by, "rows": shares({k: (c["documents"], c["bytes"]) for k, c in counts.items()})}
+                for by in ("group", "kind", "language", "topic")
+                if set(counts := kept.get(f"by_{by}", {})) - {""}
+            ),
             {"title": "licence", "rows": shares({k: (n, None) for k, n in books["licences"].items()})},
         ],
-        "masked": [f"{n:,} {_MASKED.get(name, name)}" for name, n in books.get("masked", {}).items()],
+        "masked": [f"{n:,} {_MASKED.get(name, name.replace('_', ' '))}" for name, n in books.get("masked", {}).items()],
     }
 
 
@@ -86,54 +82,60 @@ def _dates(span: dict[str, str] | None) -> str:
 
 def funnel(books: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a step: what is left after it, as shares of what was read, and what each rule dropped."""
-    steps = books["steps"]
-    if not steps:
+    found = levels(books)
+    if not found:
         return []
-    documents, size = max(1, steps[0]["documents_in"]), max(1, steps[0]["bytes_in"])
-    rows = [_left("", "as read", documents, size, documents, size, [])]
-    after = [*(s["bytes_in"] for s in steps[1:]), books["kept"]["bytes"]]
-    for step, left in zip(steps, after, strict=True):
-        name: str = step["step"]
-        rules = sorted(step["rules"].items(), key=lambda r: (-r[1]["documents"], r[0]))
-        rows.append(
-            _left(
-                name,
-                STEPS.get(name, name.replace("_", " ")),
-                step["documents_in"] - step["documents_dropped"],
-                left,
-                documents,
-                size,
-                [_rule(rule, counts) for rule, counts in rules],
-            )
-        )
-    return rows
+    documents, size = max(1, found[0].documents), max(1, found[0].bytes)
+    return [
+        {
+            "step": level.step,
+            "what": level.said,
+            "documents": f"{level.documents:,}",
+            "bytes": human_bytes(level.bytes),
+            "document_share": round(100 * level.documents / documents, 2),
+            "byte_share": round(min(100.0, 100 * level.bytes / size), 2),
+            "rules": [f"{rule.said}: {deed(rule)}" for rule in level.rules],
+        }
+        for level in found
+    ]
 
 
-def _left(
-    step: str, what: str, documents: int, size: int, all_documents: int, all_bytes: int, rules: list[str]
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "what": what,
-        "documents": f"{documents:,}",
-        "bytes": human_bytes(size),
-        "document_share": round(100 * documents / all_documents, 2),
-        "byte_share": round(min(100.0, 100 * size / all_bytes), 2),
-        "rules": rules,
-    }
+def languages(books: dict[str, Any]) -> list[dict[str, Any]]:
+    """Declared language against the one identified, where labels are wrong or there is more than one language."""
+    rows = [row for row in books.get("languages", ()) if row["declared"]]
+    rows.sort(key=lambda row: (-row["documents"], row["declared"], row["identified"]))
+    if len({row["identified"] for row in rows} | {row["declared"] for row in rows}) < 2:
+        return []
+    return [
+        {
+            "source": row["source"],
+            "declared": row["declared"],
+            "identified": row["identified"],
+            "documents": f"{row['documents']:,}",
+            "bytes": human_bytes(row["bytes"]),
+            "confidence": f"{row['confidence']:.2f}",
+            "lies": row["declared"] != row["identified"],
+        }
+        for row in rows[:SHOWN_LANGUAGES]
+    ]
 
 
-def _rule(name: str, counts: dict[str, int]) -> str:
-    said = name.replace("_", " ")
-    if trimmed := counts.get("documents_trimmed"):
-        return f"{said}: {counts.get('lines', 0):,} lines out of {trimmed:,} documents, {human_bytes(counts['bytes'])}"
-    documents = "1 document" if counts["documents"] == 1 else f"{counts['documents']:,} documents"
-    return f"{said}: {documents}, {human_bytes(counts['bytes'])}"
+def clusters(artifact: Artifact, books: dict[str, Any]) -> dict[str, Any] | None:
+    """How many clusters of copies there are, and the largest."""
+    found = books.get("clusters") or {}
+    if not found.get("count") or not found.get("largest"):
+        return None
+    largest = found["largest"][0]
+    path = ""
+    for name in ("documents.parquet", "drops.parquet"):  # what stands for a cluster may have gone itself, later
+        rows = pq.read_table(artifact.file(name), columns=["path"], filters=[("id", "=", largest["kept"])])
+        path = path or next(iter(rows["path"].to_pylist()), "")
+    return {"count": count(found["count"], "cluster"), "size": f"{largest['documents']:,}", "path": path}
 
 
 def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
     """The first few documents that each rule dropped: path, and score against threshold."""
-    columns = ["source", "path", "step", "rule", "score", "threshold"]
+    columns = ["source", "path", "step", "rule", "score", "threshold", "kept"]
     table = pq.read_table(artifact.file("drops.parquet"), columns=columns)
     found = []
     for step in books["steps"]:
@@ -148,9 +150,10 @@ def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _example(row: dict[str, Any]) -> dict[str, str]:
-    score, threshold = row["score"], row["threshold"]
+    score, threshold = row["score"] or 0.0, row["threshold"] or 0.0
     relation = "<" if score < threshold else ">" if score > threshold else "="
-    return {"source": row["source"], "path": row["path"], "score": f"{score:.4g} {relation} {threshold:.4g}"}
+    measured = f"{score:.4g} {relation} {threshold:.4g}"
+    return {"source": row["source"], "path": row["path"], "score": measured, "kept": row["kept"] or ""}
 
 
 def shares(counts: dict[str, tuple[int, int | None]]) -> list[dict[str, Any]]:
@@ -166,7 +169,7 @@ def shares(counts: dict[str, tuple[int, int | None]]) -> list[dict[str, Any]]:
     total = max(1, sum(_weight(c) for _, c in ordered))
     return [
         {
-            "name": name,
+            "name": name or "none",
             "documents": f"{documents:,}",
             "bytes": human_bytes(size) if size is not None else "",
             "share": round(100 * _weight((documents, size)) / total, 2),

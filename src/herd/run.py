@@ -32,6 +32,7 @@ from herd.artifact import (
     open_artifact,
     publish,
     published,
+    read_current,
     write_atomically,
     write_current,
 )
@@ -118,21 +119,29 @@ def quantize_member(run: Path, name: str, scheme: Scheme) -> Artifact:
 
 def make_stage(run: Path, stage: Stage, command: str) -> Artifact:
     """The artifact of a stage that is none of the recipe's, made where it is not there; `command` asks for it again."""
+    threads = load_recipe(run / "recipe.toml").compute.threads
+    return make_stages(run, [stage], command, threads)[stage.name]
+
+
+def make_stages(run: Path, plan: list[Stage], command: str, threads: int = 1) -> dict[str, Artifact]:
+    """The run's artifacts once those of `plan` are found or made, in order, here; `command` asks for them again."""
     from herd.train.workers import set_threads
 
-    recipe, done = load_recipe(run / "recipe.toml"), published(run)
-    inputs = {known: done[source] for known, source in stage.inputs.items()}
+    done = published(run)
     with locked(run):
         clean_drafts(run)
-        artifact = find(run, stage.name, stage.key(inputs))
-        if artifact is None:
-            set_threads(recipe.compute.threads)
-            artifact = open_artifact(execute(stage, inputs, run, command))
-            Ledger(run).add(artifact, command)
-        else:
-            say(f"{stage.name} was done already")
-        write_current(run, stage.name, artifact.path.name)
-    return artifact
+        for stage in plan:
+            inputs = {known: done[source] for known, source in stage.inputs.items()}
+            artifact = find(run, stage.name, stage.key(inputs))
+            if artifact is None:
+                set_threads(threads)
+                artifact = open_artifact(execute(stage, inputs, run, command))
+                Ledger(run).add(artifact, command)
+            else:
+                say(f"{stage.name} was done already")
+            write_current(run, stage.name, artifact.path.name)
+            done[stage.name] = artifact
+    return done
 
 
 def quantize_stage(run: Path, name: str, scheme: Scheme) -> Stage:
@@ -363,13 +372,22 @@ def _version() -> str:
     return __version__
 
 
-def finished_run(given: Path | None) -> Path:
-    """The run a verb works on: the one given, or the newest under ./runs. Raises HerdError where there is none."""
+def finished_run(given: Path | None, stage: str | None = None) -> Path:
+    """The run a verb works on: the one given, or the newest under ./runs that has a recipe, or an artifact of `stage`.
+
+    Raises HerdError where there is none.
+    """
     if given is not None:
         if not (given / CURRENT).exists():
             raise HerdError(f"{given}: no run of herd here ({CURRENT} is missing)")
         return given
-    runs = sorted(Path("runs").glob(f"*/{CURRENT}"), key=lambda p: p.stat().st_mtime)
+    there = sorted(Path("runs").glob(f"*/{CURRENT}"), key=lambda p: p.stat().st_mtime)
+    if stage is None:
+        runs = [path for path in there if (path.parent / "recipe.toml").exists()]
+    else:
+        runs = [path for path in there if stage in read_current(path.parent)]
+    if not runs and stage is not None:
+        raise HerdError(f"no run under ./runs has an artifact of the stage '{stage}': name a run with --run DIR")
     if not runs:
         raise HerdError("no run under ./runs: make one with `herd run recipes/laptop.toml`, or name it with --run DIR")
     if len(runs) > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.console import HerdError
-from herd.recipe import Data, Pretrain, Recipe, Scaling, Size
+from herd.recipe import Data, Pretrain, Recipe, Scaling, Size, Tokenizer
 from herd.recipe_section import Section
 from herd.stage import Stage, same
 
@@ -18,17 +18,12 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
     if not members:
         return []
     data, scaling, pretrain = _needed(recipe)
-    from herd.data.curate import CurateSettings
-    from herd.data.shards import ShardSettings
-    from herd.data.sources import CollectSettings, fingerprint
-    from herd.data.vocabulary import VocabularySettings
     from herd.pretrain.forecast import ForecastSettings
     from herd.pretrain.ladder import LadderSettings
     from herd.train.hardware import choose_hardware
 
     seed, compute = recipe.family.seed, recipe.compute
     hardware = choose_hardware(compute).describe()
-    collect = CollectSettings(sources=data.source, base=base)
     climbing = LadderSettings(
         seed=seed,
         scaling=scaling,
@@ -37,8 +32,6 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
         hardware=hardware,
         compute=compute,
     )
-    curation = CurateSettings(data=data, seed=seed)
-    vocabulary = VocabularySettings(seed=seed, tokenizer=recipe.tokenizer)
     forecasting = ForecastSettings(
         seed=seed,
         scaling=scaling,
@@ -46,16 +39,31 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
         member=[member for member in recipe.member if not member.adopted],
     )
     plan = [
-        Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
-        Stage("curate", "herd.data.curate:curate", 1, curation, same("sources")),
-        Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
-        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), same("curate", "tokenizer")),
+        *data_stages(data, recipe.tokenizer, seed, base),
         Stage("ladder", "herd.pretrain.ladder:ladder", 1, climbing, same("shards")),
         Stage("forecast", "herd.pretrain.forecast:write_forecast", 1, forecasting, same("ladder", "shards")),
     ]
     for name in members:
         plan += _member_stages(recipe, scaling, pretrain, name, hardware)
     return plan
+
+
+def data_stages(data: Data, tokenizer: Tokenizer, seed: int, base: Path) -> list[Stage]:
+    """From text to token shards: sources, curate, tokenizer, shards. `base`: where relative paths start from."""
+    from herd.data.curate import CurateSettings
+    from herd.data.shards import ShardSettings
+    from herd.data.sources import CollectSettings, fingerprint
+    from herd.data.vocabulary import VocabularySettings
+
+    collect = CollectSettings(sources=data.source, base=base)
+    curation = CurateSettings(data=data, seed=seed)
+    vocabulary = VocabularySettings(seed=seed, tokenizer=tokenizer)
+    return [
+        Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
+        Stage("curate", "herd.data.curate:curate", 1, curation, same("sources")),
+        Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
+        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), same("curate", "tokenizer")),
+    ]
 
 
 def _needed(recipe: Recipe) -> tuple[Data, Scaling, Pretrain]:
