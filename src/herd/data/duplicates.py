@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from herd.data import minhash
 from herd.data.cleaning import FACTS
-from herd.data.documents import read_rows
 from herd.data.engine import Crew
 from herd.data.exchange import join_arrays, ranges, read_range
 from herd.data.minhash import Numbers
-from herd.data.words import tokens
+from herd.data.words import distinct
 from herd.recipe_data import Data
 
 # Fates of a document, by the step that drops it.
@@ -222,7 +223,7 @@ def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew) -> NDA
     """Similarity of pairs by their shingles themselves, which are read from their parts' texts."""
     if not len(left):
         return np.empty(0)
-    wanted = np.unique(np.concatenate([left, right]))
+    wanted = distinct(np.concatenate([left, right]))
     work = corpus.folder / "shingles"
     bounds = np.searchsorted(wanted, [*corpus.firsts, corpus.documents])
     tasks = []
@@ -239,10 +240,16 @@ def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew) -> NDA
 
 def shingles_of(task: _Reading) -> str:
     """Shingles of documents, end to end, and the number of each one's."""
-    wanted = set(task.rows)
-    rows = enumerate(read_rows(task.extracted, ["text"]))
-    sets = [minhash.shingles(tokens(row["text"])) for number, row in rows if number in wanted]
-    np.savez(task.out, np.concatenate(sets), np.array([len(s) for s in sets], np.int64))
+    found: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+    rows, first = np.array(task.rows), 0
+    with pq.ParquetFile(task.extracted) as file:
+        for group in range(file.num_row_groups):
+            texts = file.read_row_group(group, ["text"])["text"]
+            own = rows[(rows >= first) & (rows < first + len(texts))] - first
+            first += len(texts)
+            if len(own):
+                found.append(minhash.shingles_of_all(texts.take(pa.array(own)).to_pylist()))
+    np.savez(task.out, *(np.concatenate(columns) for columns in zip(*found, strict=True)))
     return str(task.out)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.data.words import Hashes, Tokens
+from herd.data.words import Hashes, Tokens, distinct
 
 # Shorter lines are headings and terms (NAME, Example:, --quiet): without them, what they head describes nothing. With 3
 # instead of 12, git's manual lost the names of its options.
@@ -23,7 +23,7 @@ Verbatim = Sequence[Sequence[int]]
 def line_keys(tokens: Tokens, verbatim: Verbatim) -> Hashes:
     """Distinct hashes of the lines of a document that may be boilerplate."""
     hashes, eligible = _eligible(tokens, verbatim)
-    return np.unique(hashes[eligible])
+    return distinct(hashes[eligible])
 
 
 def without_repeated(

@@ -5,13 +5,14 @@ Nothing here knows where signatures are kept; `duplicates.py` runs it over a cor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.data.words import Hashes, Tokens, mix, ngrams
+from herd.data.words import Hashes, Tokens, distinct, mix, ngrams
 
 PERMUTATIONS = 126  # divisible by 6, 7, 9, 14, 18: bands of many widths use them all
 SHINGLE_WORDS = 5
@@ -27,7 +28,29 @@ Signature = NDArray[np.uint16]
 
 def shingles(tokens: Tokens) -> Hashes:
     """Distinct word 5-grams of a text, sorted; a text of fewer words is one shingle."""
-    return np.unique(_grams(tokens))
+    return distinct(_grams(tokens))
+
+
+def shingles_of_all(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    """`shingles` of many texts, end to end, and the number of each one's; one pass for all of them."""
+    data = [text.encode("utf-8", "replace") for text in texts]
+    together = Tokens(np.frombuffer(b"\n".join(data), np.uint8))
+    words = together.words
+    ends = np.cumsum([len(one) + 1 for one in data])
+    counts = np.diff(np.searchsorted(together.word_edges[0], ends), prepend=0)
+    owner = np.repeat(np.arange(len(data)), counts)
+    grams = ngrams(words, SHINGLE_WORDS)
+    whole = owner[: len(grams)] == owner[SHINGLE_WORDS - 1 :] if len(grams) else np.empty(0, np.bool_)
+    short = np.flatnonzero((counts > 0) & (counts < SHINGLE_WORDS))
+    firsts = np.cumsum(counts) - counts
+    whole_short = [ngrams(words[firsts[i] : firsts[i] + counts[i]], int(counts[i])) for i in short]
+    flat = np.concatenate([grams[whole], *whole_short])
+    owner = np.concatenate([owner[: len(grams)][whole], short])
+    order = np.lexsort((flat, owner))
+    flat, owner = flat[order], owner[order]
+    new = np.ones(len(flat), np.bool_)
+    new[1:] = (flat[1:] != flat[:-1]) | (owner[1:] != owner[:-1])
+    return flat[new], np.bincount(owner[new], minlength=len(data))
 
 
 def _grams(tokens: Tokens) -> Hashes:
