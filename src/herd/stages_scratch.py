@@ -50,17 +50,18 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
 
 def data_stages(data: Data, tokenizer: Tokenizer, seed: int, base: Path) -> list[Stage]:
     """From text to token shards: sources, curate, tokenizer, shards. `base`: where relative paths start from."""
-    from herd.data.curate import CurateSettings
+    from herd.data import curate, sources
+    from herd.data.engine import Engine
     from herd.data.shards import ShardSettings
-    from herd.data.sources import CollectSettings, fingerprint
     from herd.data.vocabulary import VocabularySettings
 
-    collect = CollectSettings(sources=data.source, base=base)
-    curation = CurateSettings(data=data, seed=seed)
+    engine = Engine(data.engine, data.workers)
+    reading = sources.CollectSettings(sources=data.source, base=base, part_bytes=data.part_bytes, engine=engine)
+    curation = curate.CurateSettings(data=data, seed=seed, base=base)
     vocabulary = VocabularySettings(seed=seed, tokenizer=tokenizer)
     return [
-        Stage("sources", "herd.data.sources:collect", 1, collect, facts=fingerprint(collect)),
-        Stage("curate", "herd.data.curate:curate", 1, curation, same("sources")),
+        Stage("sources", "herd.data.sources:collect", 2, reading, facts=sources.fingerprint(reading)),
+        Stage("curate", "herd.data.curate:curate", 2, curation, same("sources"), facts=curate.fingerprint(curation)),
         Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
         Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), same("curate", "tokenizer")),
     ]

@@ -129,7 +129,7 @@ def test_the_order_is_drawn_from_the_seed_and_moves_no_document_past_another(mad
     fewer = load_shards(make([row for row in rows(TEXTS) if row["path"] > "c"]).path)
     left = {f"{int(i):016x}" for i in fewer.ids["general/docs"]}
     assert [i for i in map("{:016x}".format, shards.ids["general/docs"].tolist()) if i in left] == [
-        "{:016x}".format(i) for i in fewer.ids["general/docs"].tolist()
+        f"{i:016x}" for i in fewer.ids["general/docs"].tolist()
     ]
     other = load_shards(make(rows(TEXTS), seed=4).path)
     assert other.ids["code/code"].tolist() != shards.ids["code/code"].tolist()

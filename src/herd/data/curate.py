@@ -87,6 +87,7 @@ def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft)
     writing.join([out.work / f"{name}.final.parquet" for name in corpus.names], out.folder / "documents.parquet")
     books = funnel.summary(funnel.add_up(part["books"] for part in [*cleaned, *filtered, *written]))
     books |= _facts(corpus, cleaned, sites)
+    books["idle_rules"] = idle(books, settings.data)
     _complain(books, settings.data)
     out.write_json("funnel.json", books)
     for name in ("documents", "drops", "changes", "samples"):
@@ -111,8 +112,10 @@ def _prepare(settings: CurateSettings, folder: Path) -> _Lists:
         console.say(f"blocklists: {found.entries:,} domains")
         found.write(blocklist)
     if data.dirty_words:
-        found = DirtyWords.load(data.dirty_words, base, data.languages).entries
-        console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.items()))
+        found = DirtyWords.load(data.dirty_words, base, data.languages)
+        console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.entries.items()))
+        if missing := sorted(set(data.languages) - found.languages):
+            console.warn(f"data.dirty_words has no list for {', '.join(missing)}: text in it is not looked at")
     if data.decontamination is not None:
         rules = data.decontamination
         Benchmarks.load(rules.paths, base, rules.ngram).write(benchmarks)
@@ -284,7 +287,7 @@ def _complain(books: Mapping[str, Any], data: Data) -> None:
     """Warn of a step that drops everything or, where that is odd, nothing; raise HerdError where too little is left."""
     for step in funnel.exhausted(books):
         console.warn(f"curation: the step '{step}' dropped every document it was given; see funnel.json")
-    for step in idle(books, data):
+    for step in books["idle_rules"]:
         console.warn(
             f"curation: the step '{step}' dropped nothing, which is odd for so many documents; see funnel.json"
         )

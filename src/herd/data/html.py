@@ -57,10 +57,65 @@ _NUMBERED = re.compile(r"\s*(\d+)[.:|]?(?: |$)")
 # What is never content, whatever it holds. Raw text is cut out whole: its `<` is no tag.
 _RAW = re.compile(r"<(style|script|iframe|noembed|noframes|plaintext)(?=[ >]).*?</\1>|<!--.*?-->", re.DOTALL)
 _SKIPPED_TAGS = frozenset(
-    ["noscript", "template", "nav", "footer", "button", "select", "textarea", "object", "canvas", "svg", "dialog", "audio", "video"]
+    [
+        "noscript",
+        "template",
+        "nav",
+        "footer",
+        "button",
+        "select",
+        "textarea",
+        "object",
+        "canvas",
+        "svg",
+        "dialog",
+        "audio",
+        "video",
+    ]
 )
 _BLOCKS = frozenset(
-    ["address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl", "dt", "fieldset", "figcaption", "figure", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "legend", "li", "main", "ol", "p", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"]
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "caption",
+        "center",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "html",
+        "legend",
+        "li",
+        "main",
+        "ol",
+        "p",
+        "section",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+    ]
 )
 _CELLS = frozenset(["td", "th"])
 _PARAGRAPHS = frozenset(["p", "div"])

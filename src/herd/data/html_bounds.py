@@ -26,9 +26,13 @@ _FLAT = (
     "p li dt dd option optgroup rp rt td th tr tbody thead tfoot colgroup caption html head body"
 )
 _FLAT_NAMES = frozenset(_FLAT.split())
-_FORMATTING = frozenset(["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"])
+_FORMATTING = frozenset(
+    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"]
+)
 _TAG = re.compile(r"<(/?)([a-z][^\s/>]*)", re.IGNORECASE)
-_WHOLE_FORMATTING = frozenset(["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"])
+_WHOLE_FORMATTING = frozenset(
+    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"]
+)
 _TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
 _QUOTED_END = re.compile(r"""=\s*["'][^"']*>""")
 _ATTRIBUTE = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'/]+)""")

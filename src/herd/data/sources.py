@@ -273,6 +273,12 @@ _WORTH_SAYING = {
     "not text",
     "malformed line",
     "row without text",
+    "damaged record",
+    "record cut short",
+    "decompression bomb",
+    "record of unknown type",
+    "rest of a file that is all damage",
+    "not a notebook",
     "row too large or not text",
 }
 _NAMED = ("larger than", "package not", "no such module")

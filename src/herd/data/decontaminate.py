@@ -1,5 +1,0 @@
-"""stub"""
-
-from typing import Any
-
-Benchmarks: Any = None
