@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -260,13 +259,8 @@ hardly a house, and the children went to school only in winter when there was no
 
 
 def licences() -> list[str]:
-    found = []
-    for distribution in distributions():
-        for file in distribution.files or []:
-            if file.name.upper().startswith("LICENSE") and file.suffix in ("", ".txt") and len(found) < 40:
-                path = Path(str(distribution.locate_file(file)))
-                found += [path.read_text("utf-8", "replace")] if path.is_file() else []
-    return found
+    files = sorted(Path(np.__file__).parents[1].glob("*.dist-info/**/LICENSE*"))
+    return [file.read_text("utf-8", "replace") for file in files if file.is_file()][:60]
 
 
 def test_pages_of_code_with_prose_rank_above_changelogs_licences_and_minified_code() -> None:

@@ -110,7 +110,8 @@ class Encoder(nn.Module):
             facts = json.loads((folder / f"{name}.json").read_text("utf-8"))
             config = EncoderConfig(**{key: int(facts[key]) for key in asdict(EncoderConfig())})
             limits = (LARGEST_BUCKETS, LARGEST_WIDTH, LARGEST_LAYERS, LARGEST_WIDTH, LARGEST_WORDS)
-            if any(not 0 < value <= most for value, most in zip(asdict(config).values(), limits, strict=True)):
+            bounded = all(0 < value <= most for value, most in zip(asdict(config).values(), limits, strict=True))
+            if not bounded or config.width % config.heads:
                 raise ValueError(f"sizes {asdict(config)}")
             encoder = Encoder(config)
             encoder.load_state_dict(load_file(folder / f"{name}.safetensors"))

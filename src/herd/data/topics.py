@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from herd.console import HerdError
 from herd.data.held_out import origins_held_out
@@ -65,9 +66,11 @@ SEEDS = {
 TOPICS = tuple(SEEDS)
 OTHER = "other"  # what a document is trained as that uses few words of any topic, or of one too rare to learn
 DISTINCT = 4  # different words of a topic that a document must use to be labelled with it
-FEW = 1  # a document that uses no more of any topic is an example of OTHER
+FEW = 2  # a document that uses no more of any topic is an example of OTHER
 MARGIN = 1.5  # times the weight of any other topic
 CONFIDENCE = 0.5  # a topic less probable than this is not named
+# Of a document's words and pairs must have been trained on: manuals had 0.42 to 1, German among English ones 0.07.
+KNOWN = 0.3
 MIN_DOCUMENTS = 20  # labelled, before a topic is learned; rarer topics are never named
 LARGEST_CLASS = 3_000  # labelled documents of one topic that are trained on
 
@@ -89,15 +92,22 @@ class TopicModel:
     evidence: Evidence | None = None
 
     def classify(self, tokens: Tokens) -> tuple[str, float]:
-        """The most probable topic and its probability; ("", its probability) for OTHER or below 0.5."""
+        """The most probable topic and its probability; ("", that probability) for OTHER, below 0.5, and where
+        fewer than 0.3 of the document's words and pairs were trained on, as in other languages.
+        """
         return self.classify_features(features(tokens))
 
     def classify_features(self, buckets: Features) -> tuple[str, float]:
         """`classify` of what `features` gave."""
         shares = self.model.score_features(buckets)
         best = int(shares.argmax())
-        topic = self.model.classes[best]
-        return (topic if shares[best] >= CONFIDENCE and topic != OTHER else ""), float(shares[best])
+        topic, share = self.model.classes[best], float(shares[best])
+        named = share >= CONFIDENCE and topic != OTHER and float(self._trained[buckets].mean()) >= KNOWN
+        return (topic if named else ""), share
+
+    @cached_property
+    def _trained(self) -> NDArray[np.bool_]:
+        return self.model.weights.any(axis=0)
 
     def save(self, folder: Path) -> None:
         """Write topics.safetensors and topics.json."""
