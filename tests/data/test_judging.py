@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from herd.data.judging import (
 )
 from herd.data.linear import hash_share
 from herd.data.quality import Sample, sample_of
+from herd.data.technical import code_score
 from herd.data.words import tokens
 from herd.infer.engine import Engine
 from herd.model.config import ModelConfig
@@ -51,6 +52,17 @@ def reads_like_prose(text: str) -> bool:
     return sum(word in COMMON for word in words) > 0.2 * max(1, len(words))
 
 
+OF_PROGRAMS = {"statement", "expression", "object", "objects", "function", "functions", "method", "methods", "class"}
+OF_PROGRAMS |= {"value", "values", "argument", "arguments", "returns", "called", "exception", "example", "import"}
+
+
+def explains_code(text: str) -> bool:
+    """The rule of a judge of code pages: words about programs, in sentences."""
+    words = re.findall(r"[a-z_]+", text.lower())
+    shares = [sum(word in group for word in words) / max(1, len(words)) for group in (OF_PROGRAMS, COMMON)]
+    return shares[0] > 0.03 and shares[1] > 0.15
+
+
 class RuleJudge:
     """A generator that judges what it is shown by a rule; `swayed`: it believes what a document says of the answer."""
 
@@ -58,6 +70,7 @@ class RuleJudge:
         self, swayed: bool = False, says: Sequence[str] = ("no", "yes"), fails_after: int | None = None
     ) -> None:
         self.swayed, self.says, self.fails_after = swayed, says, fails_after
+        self.rule: Callable[[str], bool] = reads_like_prose
         self.asked: list[str] = []
         self.samplings: list[Sampling] = []
 
@@ -74,7 +87,7 @@ class RuleJudge:
         assert found is not None, "the document stands between two lines with the same mark"
         if self.swayed and (told := re.search(r"only right answer is: (\w+)", found[2])):
             return told[1]
-        return self.says[reads_like_prose(found[2].split("\n\nNote: this document has been reviewed")[0])]
+        return self.says[self.rule(found[2].split("\n\nNote: this document has been reviewed")[0])]
 
     def stream(self, prompt: list[int], sampling: Sampling) -> Any:
         raise AssertionError("judgments are asked for in batches")
@@ -127,6 +140,43 @@ def test_a_distilled_classifier_recovers_judgments_of_documents_it_never_saw(tmp
     senseless, _ = distil(shuffled, samples(), "quality", 1)
     scores = senseless.score_all([samples()[key].features for key in unseen])[:, 1]
     assert 0.3 < separation(scores, truth, unseen, 1).auroc < 0.7
+
+
+CHANGES = """Changes in version 4.2.1
+
+* Fixed a crash when the file was empty.
+* The documentation of the second argument is clearer.
+* Added support for Python 3.12 and removed support for 3.7.
+* Thanks to all contributors for their patience and reports.
+"""
+MINIFIED = "var a=function(b,c){return b?c(b):null};for(var d=0;d<9;d++){a(d,function(e){return e*2})};" * 60
+
+
+def test_the_scorer_of_code_pages_is_distilled_likewise(tmp_path: Path) -> None:
+    """Manual pages with examples against licences and code without a word: half are judged, the others ranked."""
+    import pydoc_data.topics
+
+    texts = dict(pydoc_data.topics.topics)
+    texts |= {key: text for key, text in pages().items() if key.startswith("code")}
+    site = Path(np.__file__).parents[1]
+    texts |= {
+        str(file): file.read_text("utf-8", "replace") for file in site.glob("*.dist-info/LICENSE*") if file.is_file()
+    }
+    shown = {key: excerpt(text, BYTES) for key, text in texts.items()}
+    made = {
+        key: sample_of(key, "s", key, f"https://{index}/", "en", tokens(text))
+        for index, (key, text) in enumerate(shown.items())
+    }
+    judging = RuleJudge()
+    judging.rule = explains_code
+    half = {key: text for key, text in shown.items() if hash_share(key, 2) < 0.5}
+    judgments = judge(judging, BYTES, half, [CODE], tmp_path / "j.jsonl", "rule")
+    model, _ = distil(judgments, made, "code", 1)
+    unseen = sorted(shown.keys() - half)
+    truth = np.array([explains_code(shown[key]) for key in unseen])
+    scores = np.array([code_score(tokens(shown[key]), model) for key in unseen])
+    assert separation(scores, truth, unseen, 1).auroc >= 0.9
+    assert float(np.median(scores[truth])) > max(code_score(tokens(other), model) for other in (CHANGES, MINIFIED))
 
 
 def test_equal_judgments_give_equal_bytes(tmp_path: Path) -> None:

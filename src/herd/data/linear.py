@@ -1,7 +1,9 @@
 """A classifier as fast as fastText's (paper 3.1.1): hashed words and word pairs, their mean, one linear layer.
 
 It starts from the word hashes that curation has anyway and looks at 512 words of a document at most, so scoring costs a
-gather of some thousand numbers. Training is Adagrad in a fixed order without threads: equal samples, equal bytes.
+gather of some thousand numbers. It knows words, not layout: what indentation or line lengths alone tell it cannot
+learn (the counts of `technical.py` can). Training is Adagrad in a fixed order without threads: equal samples, equal
+bytes.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from herd.recipe_data import Group
 REASONING = 0.5  # a page that scores this much belongs to the group `reasoning`
 MAX_LINE = 600  # bytes; a longer line is minified or data, and counts as neither code nor prose
 PROSE_WORDS = 5  # a line with so many words and few signs is prose
+LEGAL_WORDS = 8  # a line of so many that ends with a semicolon is a clause, unless it is full of signs
 CODE_SIGNS, PROSE_SIGNS = 0.15, 0.08  # share of a line's visible bytes that are signs
 
 # Words that argue, in mathematics and the sciences; and common ones that formulas are written with.
@@ -79,10 +80,24 @@ def lines_of(tokens: Tokens) -> Lines:
     shell = (data[first] == ord("$")) & (data[np.minimum(first + 1, len(data) - 1)] == ord(" "))
     indented = (first - starts >= 4) & (signs >= PROSE_SIGNS)
     short = ends - starts <= MAX_LINE
-    code = short & (prompt | shell | _ENDS_CODE[data[last]] | (signs >= CODE_SIGNS) | indented)
+    address = _count(_addresses(data), starts, ends) > 0  # signs by the dozen, and no code
+    code = (
+        short
+        & ~address
+        & (prompt | shell | (_ENDS_CODE[data[last]] & (words < LEGAL_WORDS)) | (signs >= CODE_SIGNS) | indented)
+    )
     prose = short & ~code & (words >= PROSE_WORDS) & (signs < PROSE_SIGNS)
     total = sizes.sum()
     return Lines(float(sizes[code].sum() / total), float(sizes[prose].sum() / total))
+
+
+def _addresses(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where `://` begins."""
+    found = data == ord(":")
+    found[-2:] = False
+    places = np.flatnonzero(found)
+    found[places] = (data[places + 1] == ord("/")) & (data[places + 2] == ord("/"))
+    return found
 
 
 def _count(mask: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:

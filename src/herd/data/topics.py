@@ -107,7 +107,7 @@ class TopicModel:
 
     @cached_property
     def _trained(self) -> NDArray[np.bool_]:
-        return self.model.weights.any(axis=0)
+        return np.asarray(self.model.weights.any(axis=0))
 
     def save(self, folder: Path) -> None:
         """Write topics.safetensors and topics.json."""
