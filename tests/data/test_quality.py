@@ -325,6 +325,21 @@ def test_docstrings_of_mathematics_score_above_those_of_the_standard_library() -
     assert separation(np.array(mathematics + usual), flags, [str(i) for i in range(len(flags))], 1).auroc > 0.85
 
 
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\n", ":", "::/", "a://", "://", ">>", ">>>", "$", "\t\n  }", "\ud800" * 3, "=" * 10_000]
+)
+def test_any_text_has_scores(text: str) -> None:
+    assert 0 <= code_score(tokens(text)) <= 1 and 0 <= reasoning_score(tokens(text)) <= 1
+    assert 0 <= models().score(tokens(text), "en") <= 1
+
+
+def test_an_address_on_a_line_of_its_own_is_no_code() -> None:
+    page = (
+        "You may obtain a copy of the text of these rules at the address below.\n\n    https://example.org/a-b_c?d=e;\n"
+    )
+    assert lines_of(tokens(page)).code == 0 < lines_of(tokens(page.replace("https://", "https = "))).code
+
+
 def test_a_distilled_model_replaces_the_counts() -> None:
     model = LinearModel(("no", "yes"), np.zeros((2, 1 << 18), np.float32), np.array([0, 3], np.float32))
     assert code_score(tokens(NOVEL), model) == reasoning_score(tokens(NOVEL), model) == pytest.approx(0.9526, abs=1e-3)

@@ -44,6 +44,9 @@ def _hashes(text: str) -> Hashes:
 
 
 _ARGUMENT, _MATHEMATICS = _hashes(ARGUMENT), _hashes(MATHEMATICS)
+_LOW_BITS = np.uint64(0xFFFF)
+_MAY_BE_KNOWN = np.zeros(1 << 16, np.bool_)
+_MAY_BE_KNOWN[np.concatenate([_ARGUMENT, _MATHEMATICS]) & _LOW_BITS] = True
 _IS_VISIBLE = np.ones(256, np.bool_)
 _IS_VISIBLE[[9, 10, 11, 12, 13, 32]] = False
 _IS_SIGN = np.zeros(256, np.bool_)
@@ -128,9 +131,12 @@ def reasoning_score(tokens: Tokens, model: LinearModel | None = None) -> float:
     words = tokens.words
     if not len(words):
         return 0.0
-    arguing = words[np.isin(words, _ARGUMENT)]
+    known = words[_MAY_BE_KNOWN[words & _LOW_BITS]]  # a few in a hundred; only they are looked up
+    arguing = known[np.isin(known, _ARGUMENT)]
     argument = len(arguing) / len(words) * min(1.0, len(np.unique(arguing)) / ARGUED)
-    mathematics = np.isin(words, _MATHEMATICS).mean() + tokens.histogram[_IS_FORMULA].sum() / max(1, tokens.visible)
+    mathematics = np.isin(known, _MATHEMATICS).sum() / len(words) + tokens.histogram[_IS_FORMULA].sum() / max(
+        1, tokens.visible
+    )
     return float(np.sqrt(min(1.0, argument / 0.03) * min(1.0, mathematics / 0.1)))
 
 
