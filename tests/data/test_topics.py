@@ -94,6 +94,15 @@ def test_text_of_no_topic_that_was_learned_is_not_named() -> None:
         assert topic == "" and 0 <= share <= 1
 
 
+def test_a_language_without_labels_has_no_topics() -> None:
+    licence = next(
+        one for one in samples() if one.source == "licences" and model().classify_features(one.features)[0] == "law"
+    )
+    assert model().languages == {"en"}
+    assert model().classify_features(licence.features, "en")[0] == "law"
+    assert model().classify_features(licence.features, "de") == ("", 0.0)
+
+
 def test_each_topics_own_words_label_it_and_a_blend_is_left_alone() -> None:
     documents = [features(tokens(text)) for text in SEEDS.values()]
     filler = [features(tokens(f"nothing {index} here")) for index in range(30)]
@@ -111,8 +120,12 @@ def test_the_order_of_samples_changes_nothing_and_files_bring_the_model_back(tmp
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
     loaded = TopicModel.load(tmp_path / "a")
+    assert (loaded.languages, loaded.labelled) == (model().languages, model().labelled)
     for one in samples()[::10]:
         assert loaded.classify_features(one.features) == model().classify_features(one.features)
+    (tmp_path / "a" / "topics-labels.json").write_text("[]")
+    with pytest.raises(HerdError, match="topics-labels"):
+        TopicModel.load(tmp_path / "a")
 
 
 def test_labels_that_are_given_are_the_ones_learned() -> None:
