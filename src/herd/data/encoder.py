@@ -1,8 +1,9 @@
 """A small transformer encoder that is distilled from a judge's answers (paper 3.1.1 took DistilRoBERTa for it).
 
 Hashed words are its input, so it needs no tokenizer of its own and reads what curation has computed already. Against
-the linear model it sees order beyond pairs of words; it costs some hundred times as much, and with the few hundred
-labels of a small run it is seldom better: compare the figures of both before switching to it.
+the linear model it sees order beyond pairs of words, and costs more: 260 documents a second and core where that scores
+36,000. With the labels of a small run it is the worse of the two (AUROC 0.87 against 0.93 from 195 judgments): compare
+the figures of both before switching to it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class Encoder(nn.Module):
             facts = json.loads((folder / f"{name}.json").read_text("utf-8"))
             config = EncoderConfig(**{key: int(facts[key]) for key in asdict(EncoderConfig())})
             limits = (LARGEST_BUCKETS, LARGEST_WIDTH, LARGEST_LAYERS, LARGEST_WIDTH, LARGEST_WORDS)
-            if any(not 0 < value <= most for value, most in zip(asdict(config).values(), limits, strict=True)):
+            bounded = all(0 < value <= most for value, most in zip(asdict(config).values(), limits, strict=True))
+            if not bounded or config.width % config.heads:
                 raise ValueError(f"sizes {asdict(config)}")
             encoder = Encoder(config)
             encoder.load_state_dict(load_file(folder / f"{name}.safetensors"))

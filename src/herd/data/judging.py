@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ def requirement(name: str, text: str) -> Requirement:
 def choose(scores: Mapping[str, float], count: int, seed: int) -> list[str]:
     """Ids of the documents to judge: half where the first model is least sure (nearest 0.5), half at random, sorted.
 
-    The random half keeps the plain cases in what is distilled, and its figures are those of the corpus.
+    The random half keeps plain cases in what is distilled. Without a first model give every document 0.5: all are
+    chosen at random then.
     """
     order = sorted(scores, key=lambda identity: (hash_share(identity, seed), identity))
     unsure = sorted(order, key=lambda identity: abs(scores[identity] - 0.5))[: count // 2]
@@ -178,7 +180,7 @@ def judge(
                 found[key] = known[digest]
             else:
                 pending.append((key, dialog, digest))
-        sampling = Sampling(**{**vars(SAMPLING), "grammar": YES_OR_NO}) if grammar else SAMPLING
+        sampling = replace(SAMPLING, grammar=YES_OR_NO) if grammar else SAMPLING
         for start in range(0, len(pending), BATCH):
             batch = pending[start : start + BATCH]
             completions = generator.generate([prompt(dialog, tokenizer) for _, dialog, _ in batch], sampling)

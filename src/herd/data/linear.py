@@ -1,7 +1,9 @@
 """A classifier as fast as fastText's (paper 3.1.1): hashed words and word pairs, their mean, one linear layer.
 
 It starts from the word hashes that curation has anyway and looks at 512 words of a document at most, so scoring costs a
-gather of some thousand numbers. Training is Adagrad in a fixed order without threads: equal samples, equal bytes.
+gather of some thousand numbers. It knows words, not layout: what indentation or line lengths alone tell it cannot
+learn (the counts of `technical.py` can). Training is Adagrad in a fixed order without threads: equal samples, equal
+bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ BUCKETS = 1 << 18
 FIRST_WORDS, MIDDLE_WORDS = 384, 128  # of a longer document; what it is about stands early, what it is made of later
 EPOCHS = 8
 BATCH = 64
-LEARNING_RATE = 0.5
+LEARNING_RATE = 1.0  # 0.1 to 1 and 4 to 32 epochs differ by 0.003 in AUROC on unseen modules of the standard library
 # A word of one document alone tells that document by heart and nothing about others.
 MIN_DOCUMENTS = 2
-TEMPERATURES = np.geomspace(0.25, 4, 49)  # among which the one with the least log loss on held-out text is taken
+TEMPERATURES = np.geomspace(0.1, 5, 69)  # among which the one with the least log loss on held-out text is taken
 SCHEMA = 1
 
 

@@ -23,6 +23,7 @@ from herd.recipe_data import Group
 REASONING = 0.5  # a page that scores this much belongs to the group `reasoning`
 MAX_LINE = 600  # bytes; a longer line is minified or data, and counts as neither code nor prose
 PROSE_WORDS = 5  # a line with so many words and few signs is prose
+LEGAL_WORDS = 8  # a line of so many that ends with a semicolon is a clause, unless it is full of signs
 CODE_SIGNS, PROSE_SIGNS = 0.15, 0.08  # share of a line's visible bytes that are signs
 
 # Words that argue, in mathematics and the sciences; and common ones that formulas are written with.
@@ -43,6 +44,9 @@ def _hashes(text: str) -> Hashes:
 
 
 _ARGUMENT, _MATHEMATICS = _hashes(ARGUMENT), _hashes(MATHEMATICS)
+_LOW_BITS = np.uint64(0xFFFF)
+_MAY_BE_KNOWN = np.zeros(1 << 16, np.bool_)
+_MAY_BE_KNOWN[np.concatenate([_ARGUMENT, _MATHEMATICS]) & _LOW_BITS] = True
 _IS_VISIBLE = np.ones(256, np.bool_)
 _IS_VISIBLE[[9, 10, 11, 12, 13, 32]] = False
 _IS_SIGN = np.zeros(256, np.bool_)
@@ -79,10 +83,24 @@ def lines_of(tokens: Tokens) -> Lines:
     shell = (data[first] == ord("$")) & (data[np.minimum(first + 1, len(data) - 1)] == ord(" "))
     indented = (first - starts >= 4) & (signs >= PROSE_SIGNS)
     short = ends - starts <= MAX_LINE
-    code = short & (prompt | shell | _ENDS_CODE[data[last]] | (signs >= CODE_SIGNS) | indented)
+    address = _count(_addresses(data), starts, ends) > 0  # signs by the dozen, and no code
+    code = (
+        short
+        & ~address
+        & (prompt | shell | (_ENDS_CODE[data[last]] & (words < LEGAL_WORDS)) | (signs >= CODE_SIGNS) | indented)
+    )
     prose = short & ~code & (words >= PROSE_WORDS) & (signs < PROSE_SIGNS)
     total = sizes.sum()
     return Lines(float(sizes[code].sum() / total), float(sizes[prose].sum() / total))
+
+
+def _addresses(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where `://` begins."""
+    found = data == ord(":")
+    found[-2:] = False
+    places = np.flatnonzero(found)
+    found[places] = (data[places + 1] == ord("/")) & (data[places + 2] == ord("/"))
+    return found
 
 
 def _count(mask: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -113,9 +131,12 @@ def reasoning_score(tokens: Tokens, model: LinearModel | None = None) -> float:
     words = tokens.words
     if not len(words):
         return 0.0
-    arguing = words[np.isin(words, _ARGUMENT)]
+    known = words[_MAY_BE_KNOWN[words & _LOW_BITS]]  # a few in a hundred; only they are looked up
+    arguing = known[np.isin(known, _ARGUMENT)]
     argument = len(arguing) / len(words) * min(1.0, len(np.unique(arguing)) / ARGUED)
-    mathematics = np.isin(words, _MATHEMATICS).mean() + tokens.histogram[_IS_FORMULA].sum() / max(1, tokens.visible)
+    mathematics = np.isin(known, _MATHEMATICS).sum() / len(words) + tokens.histogram[_IS_FORMULA].sum() / max(
+        1, tokens.visible
+    )
     return float(np.sqrt(min(1.0, argument / 0.03) * min(1.0, mathematics / 0.1)))
 
 

@@ -9,14 +9,16 @@ what the seeds recognise. Labels from a `Generator` can take their place: `fit_t
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from herd.console import HerdError
 from herd.data.held_out import origins_held_out
@@ -65,9 +67,12 @@ SEEDS = {
 TOPICS = tuple(SEEDS)
 OTHER = "other"  # what a document is trained as that uses few words of any topic, or of one too rare to learn
 DISTINCT = 4  # different words of a topic that a document must use to be labelled with it
-FEW = 1  # a document that uses no more of any topic is an example of OTHER
+FEW = 2  # a document that uses no more of any topic is an example of OTHER
 MARGIN = 1.5  # times the weight of any other topic
 CONFIDENCE = 0.5  # a topic less probable than this is not named
+# Of a document's words and pairs must have been trained on: manuals had 0.42 to 1, German among English ones 0.07 to
+# 0.17. A large corpus fills the buckets, and then the language alone decides.
+KNOWN = 0.3
 MIN_DOCUMENTS = 20  # labelled, before a topic is learned; rarer topics are never named
 LARGEST_CLASS = 3_000  # labelled documents of one topic that are trained on
 
@@ -82,31 +87,56 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicModel:
-    """Names topics. `labelled` counts the documents behind each; `evidence` is None where origins are too few."""
+    """Names topics. `labelled` counts the documents behind each, `languages` are those with 20 labelled documents;
+    `evidence` is None where origins are too few.
+    """
 
     model: LinearModel
     labelled: Mapping[str, int]
+    languages: frozenset[str]
     evidence: Evidence | None = None
 
-    def classify(self, tokens: Tokens) -> tuple[str, float]:
-        """The most probable topic and its probability; ("", its probability) for OTHER or below 0.5."""
-        return self.classify_features(features(tokens))
+    def classify(self, tokens: Tokens, language: str | None = None) -> tuple[str, float]:
+        """The most probable topic and its probability; ("", that probability) for OTHER, below 0.5, in a language that
+        no topic was learned in, and where fewer than 0.3 of the document's words and pairs were trained on.
+        """
+        return self.classify_features(features(tokens), language)
 
-    def classify_features(self, buckets: Features) -> tuple[str, float]:
+    def classify_features(self, buckets: Features, language: str | None = None) -> tuple[str, float]:
         """`classify` of what `features` gave."""
+        if language is not None and language not in self.languages:
+            return "", 0.0
         shares = self.model.score_features(buckets)
         best = int(shares.argmax())
-        topic = self.model.classes[best]
-        return (topic if shares[best] >= CONFIDENCE and topic != OTHER else ""), float(shares[best])
+        topic, share = self.model.classes[best], float(shares[best])
+        named = share >= CONFIDENCE and topic != OTHER and float(self._trained[buckets].mean()) >= KNOWN
+        return (topic if named else ""), share
+
+    @cached_property
+    def _trained(self) -> NDArray[np.bool_]:
+        return np.asarray(self.model.weights.any(axis=0))
 
     def save(self, folder: Path) -> None:
-        """Write topics.safetensors and topics.json."""
+        """Write topics.safetensors, topics.json and topics-labels.json, which says what was learned from."""
         self.model.save(folder, "topics")
+        facts = {
+            "schema": 1,
+            "labelled": dict(sorted(self.labelled.items())),
+            "languages": sorted(self.languages),
+            "evidence": self.evidence,
+        }
+        (folder / "topics-labels.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
     @staticmethod
     def load(folder: Path) -> TopicModel:
         """What `save` wrote, for classifying. Raises HerdError."""
-        return TopicModel(LinearModel.load(folder, "topics"), {})
+        try:
+            facts = json.loads((folder / "topics-labels.json").read_text("utf-8"))
+            labelled = {str(topic): int(count) for topic, count in facts["labelled"].items()}
+            languages = frozenset(map(str, facts["languages"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HerdError(f"{folder / 'topics-labels.json'}: not what curation wrote ({error})") from None
+        return TopicModel(LinearModel.load(folder, "topics"), labelled, languages)
 
 
 @cache
@@ -164,17 +194,19 @@ def fit_topics(samples: Iterable[Sample], seed: int, labels: Mapping[str, str] |
         if topic and (topic in classes or OTHER in classes) and taken[target] < LARGEST_CLASS:
             taken[target] += 1
             chosen.append((one, target))
+    spoken = Counter(one.language for one, topic in zip(every, found, strict=True) if topic and topic != OTHER)
+    languages = frozenset(language for language, count in spoken.items() if count >= MIN_DOCUMENTS)
     documents = [one.features for one, _ in chosen]
     targets = np.array([target for _, target in chosen])
     model = train(documents, targets, classes, seed)
     held = origins_held_out(targets, [one.origin for one, _ in chosen], seed)
     if not held:
-        return TopicModel(model, dict(counts))
+        return TopicModel(model, dict(counts), languages)
     unseen = np.array([one.origin in held for one, _ in chosen])
     rest, part = [np.flatnonzero(mask).tolist() for mask in (~unseen, unseen)]
     first = train([documents[index] for index in rest], targets[rest], classes, seed)
     right = int((first.score_all([documents[index] for index in part]).argmax(1) == targets[part]).sum())
-    return TopicModel(model, dict(counts), Evidence(right / len(part), wilson(right, len(part)), len(part)))
+    return TopicModel(model, dict(counts), languages, Evidence(right / len(part), wilson(right, len(part)), len(part)))
 
 
 def cap(topic_bytes: Mapping[str, int], class_caps: Mapping[str, float]) -> dict[str, float]:
