@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from herd.console import HerdError
 from herd.data.loader import Batch, Loader, derive_seed
+from herd.data.mix import Mixture
 from herd.data.shards import Shards
 from herd.model.config import ModelConfig, RopeScaling, ffn_width
 from herd.recipe import Member, Pretrain, Scaling, Size, TokenCount
@@ -174,20 +175,40 @@ def long_context_scaling(pretrain: Pretrain) -> RopeScaling:
 
 
 class PlannedBatches:
-    """Batches of a plan's stretches one after the other, by step."""
+    """Batches of a plan's stretches one after the other, by step.
+
+    `mixture` moves over all of them, in proportion to tokens; without it streams weigh as much as they have tokens.
+    `weights` multiplies shares by stream, kind or group.
+    """
 
     def __init__(
-        self, shards: Shards, stretches: tuple[Stretch, ...], seed: int, weights: dict[str, float] | None = None
+        self,
+        shards: Shards,
+        stretches: tuple[Stretch, ...],
+        seed: int,
+        weights: dict[str, float] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self._loaders: list[tuple[int, Loader]] = []
-        first = 0
+        total = sum(s.tokens for s in stretches)
+        first = tokens = 0
         for index, s in enumerate(stretches):
-            loader = Loader(
-                shards.streams, s.context, s.sequences, s.steps, derive_seed(seed, index), shards.bos_id, weights
-            )
+            part = mixture and mixture.part(tokens / total, (tokens + s.tokens) / total)
+            own = derive_seed(seed, index)
+            loader = Loader(shards.streams, s.context, s.sequences, s.steps, own, shards.bos_id, weights, part)
             self._loaders.append((first, loader))
-            first += s.steps
+            first, tokens = first + s.steps, tokens + s.tokens
 
     def __getitem__(self, step: int) -> Batch:
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, rank: int, ranks: int) -> Batch:
+        """One data-parallel rank's rows of a step, as `Loader.part`."""
         first, loader = next((f, batches) for f, batches in reversed(self._loaders) if f <= step)
-        return loader[step - first]
+        return loader.part(step - first, rank, ranks)
+
+
+def upsampling(weights: Mapping[str, float], shards: Shards) -> dict[str, float]:
+    """Those of the recipe's weights that name a kind or a group of the shards; a recipe may name more than there is."""
+    there = {part for stream in shards.streams for part in (stream, *stream.split("/"))}
+    return {name: weight for name, weight in weights.items() if name in there}
