@@ -155,9 +155,12 @@ class MixSearch(Section):
 class Decontamination(Section):
     """Benchmarks whose texts may not be trained on: documents that share their n-grams go."""
 
-    paths: list[str] = Field(min_length=1, description="JSONL, text or folders, relative to the recipe file")
+    paths: list[str] = Field(min_length=1, description="JSONL, JSON, Parquet, text or folders of them, relative to the recipe file")
     ngram: int = Field(default=13, ge=5, description="words; 13 as GPT-3 did (Brown et al. 2020, appendix C)")
     max_hits: int = Field(default=0, ge=0, description="a document with more benchmark n-grams than this is dropped")
+    common_documents: Positive | None = Field(
+        default=None, description="an n-gram in more documents than this is a phrase, not a leak; absent: none is"
+    )
 
 
 class Data(Section):

@@ -172,7 +172,8 @@ def _rounded(node: _Node, child: _Node, before: Integers, horizon: float) -> Int
     """How many of a node's first windows are its child's.
 
     They are counted at the moment when the node should have had that many, so that they never fall and rise by one at
-    most, whatever the shares do. That holds the count of a stream within one window of its share, or two of sixteen.
+    most, whatever the shares do. The largest distance of a count from its share that we saw is half a window for two
+    streams, one for three and 1.5 for up to sixteen.
     """
     return np.floor(child.windows(node.time(before, horizon), horizon) + 0.5).astype(np.int64)
 
