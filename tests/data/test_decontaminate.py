@@ -56,35 +56,35 @@ def planted(item: str) -> str:
 def test_a_planted_item_is_found_in_any_layout(benchmarks, field, layout):
     document = tokens(planted(layout(PROBLEM[field])))
     found = benchmarks.hits(document)
-    assert found.benchmarks == {"shop": found.count}
-    assert found.count >= 5
+    assert found.benchmarks == {"shop": found.total}
+    assert found.total >= 5
     assert re.findall(r"\w+", excerpt(document, found).lower()) == re.findall(r"\w+", PROBLEM[field].lower())[:13]
     verdict = benchmarks.judge(document)
     assert verdict is not None
-    assert (verdict.rule, verdict.score, verdict.threshold) == ("benchmark:shop", found.count, 0)
+    assert (verdict.rule, verdict.score, verdict.threshold) == ("benchmark:shop", found.total, 0)
 
 
 def test_a_part_of_an_item_is_found_and_a_shorter_quote_is_not(benchmarks):
     words = PROBLEM["question"].split()
-    assert benchmarks.hits(tokens(planted(" ".join(words[3:17])))).count >= 1
-    assert benchmarks.hits(tokens(planted(" ".join(words[3:13])))).count == 0
+    assert benchmarks.hits(tokens(planted(" ".join(words[3:17])))).total >= 1
+    assert benchmarks.hits(tokens(planted(" ".join(words[3:13])))).total == 0
 
 
 def test_a_short_text_is_looked_for_whole(benchmarks):
     """An answer of ten words is found; those of one word are in every document and count for nothing."""
-    assert benchmarks.hits(tokens(planted(PROBLEM["choices"][1]))).count == 1
-    assert benchmarks.hits(tokens(planted("seventy-two crates that hold exactly one atlas"))).count == 0
-    assert benchmarks.hits(tokens("72 and 24, shelf/1")).count == 0
+    assert benchmarks.hits(tokens(planted(PROBLEM["choices"][1]))).total == 1
+    assert benchmarks.hits(tokens(planted("seventy-two crates that hold exactly one atlas"))).total == 0
+    assert benchmarks.hits(tokens("72 and 24, shelf/1")).total == 0
 
 
 def test_what_two_benchmarks_hold_counts_for_both(benchmarks):
     found = benchmarks.hits(tokens(planted(SUMS["prompt"])))
-    assert found.benchmarks == {"shop": found.count, "sums": found.count}
+    assert found.benchmarks == {"shop": found.total, "sums": found.total}
 
 
 def test_a_few_hits_may_be_allowed(benchmarks):
     document = tokens(planted(PROBLEM["question"]))
-    count = benchmarks.hits(document).count
+    count = benchmarks.hits(document).total
     assert benchmarks.judge(document, count) is None
     assert benchmarks.judge(document, count - 1) is not None
 

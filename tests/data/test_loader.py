@@ -149,7 +149,7 @@ def test_any_prefix_holds_each_stream_in_its_share(weights, windows):
     assume(min(totals) > 0.01)
     names = [f"s{i:02}" for i in range(len(weights))]
     sides = [{n: w[e] / totals[e] for n, w in zip(names, weights, strict=True)} for e in (0, 1)]
-    loader = Loader(streams(**{n: 9 for n in names}), 2, 1, windows, 0, BOS, mixture=Mixture(*sides))
+    loader = Loader(streams(**dict.fromkeys(names, 9)), 2, 1, windows, 0, BOS, mixture=Mixture(*sides))
     order = np.array([loader[step].inputs[0, 0] // 10_000 for step in range(windows)])
     done = np.arange(1, windows + 1)
     for i, name in enumerate(names):

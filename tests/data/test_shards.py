@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,7 @@ def made(make) -> Artifact:
 
 def pieces(shards: Shards, stream: str) -> dict[str, list[int]]:
     starts = shards.starts[stream]
-    return {
-        shards.document_at(stream, int(a)): shards.streams[stream][a:b].tolist()
-        for a, b in zip(starts, starts[1:], strict=False)
-    }
+    return {shards.document_at(stream, int(a)): shards.streams[stream][a:b].tolist() for a, b in pairwise(starts)}
 
 
 def test_every_training_document_is_whole_and_in_the_stream_of_its_group_and_kind(made, tokenizer):
@@ -129,7 +127,7 @@ def test_the_order_is_drawn_from_the_seed_and_moves_no_document_past_another(mad
     fewer = load_shards(make([row for row in rows(TEXTS) if row["path"] > "c"]).path)
     left = {f"{int(i):016x}" for i in fewer.ids["general/docs"]}
     assert [i for i in map("{:016x}".format, shards.ids["general/docs"].tolist()) if i in left] == [
-        "{:016x}".format(i) for i in fewer.ids["general/docs"].tolist()
+        f"{i:016x}" for i in fewer.ids["general/docs"].tolist()
     ]
     other = load_shards(make(rows(TEXTS), seed=4).path)
     assert other.ids["code/code"].tolist() != shards.ids["code/code"].tolist()

@@ -38,7 +38,7 @@ class Hits(NamedTuple):
     """What a document shares with benchmarks: n-grams found, the word where the first begins, and how many of each
     benchmark (an n-gram that is in two counts for both)."""
 
-    count: int
+    total: int
     position: int
     benchmarks: dict[str, int]
 
@@ -112,12 +112,12 @@ class Benchmarks:
         return Hits(count, first if count else -1, dict(sorted(owners.items())))
 
     def judge(self, document: Tokens, max_hits: int = 0) -> Verdict | None:
-        """The verdict `benchmark:NAME` on a document of more than `max_hits` n-grams, or None; NAME has most of them."""
+        """The verdict `benchmark:NAME` on a document of more than `max_hits` n-grams; NAME has most. Else None."""
         found = self.hits(document)
-        if found.count <= max_hits:
+        if found.total <= max_hits:
             return None
         name = max(found.benchmarks, key=lambda name: (found.benchmarks[name], name))
-        return Verdict(f"benchmark:{name}", found.count, max_hits)
+        return Verdict(f"benchmark:{name}", found.total, max_hits)
 
     def found_in(self, document: Tokens) -> Hashes:
         """The benchmark n-grams of a document, each once: what `common` counts."""
@@ -146,7 +146,7 @@ def common(found: Iterable[Hashes], documents: int) -> Hashes:
 
 def excerpt(document: Tokens, found: Hits, ngram: int = 13) -> str:
     """The words of the first hit as they stand in the document; empty where there is none."""
-    if not found.count:
+    if not found.total:
         return ""
     starts, ends = document.word_edges
     last = min(found.position + ngram, len(ends)) - 1

@@ -72,9 +72,8 @@ class Loader:
             raise HerdError(f"no stream of tokens is longer than the context of {context} tokens: add text")
         if short := sorted(set(streams) - set(used)):
             warn(f"less than one window of {context} tokens of {', '.join(short)}: not trained on")
-        mixture = (mixture or natural_mixture({name: len(stream) for name, stream in streams.items()})).weighed(
-            (weights or {}) | {name: 0.0 for name in short}
-        )
+        factors = {**(weights or {}), **dict.fromkeys(short, 0.0)}
+        mixture = (mixture or natural_mixture({name: len(stream) for name, stream in streams.items()})).weighed(factors)
         self._streams = list(used.values())
         self._windows = [(len(stream) - 1) // context for stream in self._streams]
         self._shares = [(mixture.start[name], mixture.end[name]) for name in used]

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from herd.console import HerdError, human_count
 from herd.recipe_data import GROUPS, Mix
 
-
 _Ends = tuple[float, float]  # of the training
 
 
@@ -82,7 +81,9 @@ def plan_mix(tokens: Mapping[str, int], mix: Mix, training_tokens: float) -> tup
     if mix.shares:
         asked = [_scaled(side) for side in _sides(mix)]
         if not any(side.get(group) for side in asked for group, count in groups.items() if count):
-            raise HerdError(f"data.mix.shares: no text of {', '.join(mix.shares)}; there is text of {', '.join(groups)}")
+            raise HerdError(
+                f"data.mix.shares: no text of {', '.join(mix.shares)}; there is text of {', '.join(groups)}"
+            )
         given, capped = _fill(groups, asked, mix.max_epochs, training_tokens)
     else:
         given = asked = [_scaled(groups)] * 2
@@ -128,7 +129,7 @@ def _group(stream: str) -> str:
 
 
 def _sides(mix: Mix) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    return mix.shares, mix.late_shares or mix.shares
+    return {**mix.shares}, {**(mix.late_shares or mix.shares)}
 
 
 def _fill(

@@ -44,7 +44,7 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
         Schedule(rate, 0.0, 0, steps, linear=True),
         steps * sequences * config.context * config.train_flops_per_token(),
     )
-    weights = upsampling(rules.upsample, shards)
+    weights = upsampling({**rules.upsample}, shards)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), weights)
     moments = [round(steps * (i + 1) / rules.checkpoints) for i in range(rules.checkpoints)]
     kept = [out.work / f"average-{step}.safetensors" for step in moments]

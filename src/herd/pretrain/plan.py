@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from herd.artifact import Artifact
 from herd.console import HerdError
 from herd.data.loader import Batch, Loader, derive_seed
-from herd.data.mix import Mixture
+from herd.data.mix import MixRow, Mixture, plan_mix
 from herd.data.shards import Shards
 from herd.model.config import ModelConfig, RopeScaling, ffn_width
 from herd.recipe import Member, Pretrain, Scaling, Size, TokenCount
+from herd.recipe_data import Mix
 from herd.scaling.forecast import Forecast
 from herd.train.optim import Schedule
 
@@ -206,6 +208,24 @@ class PlannedBatches:
         """One data-parallel rank's rows of a step, as `Loader.part`."""
         first, loader = next((f, batches) for f, batches in reversed(self._loaders) if f <= step)
         return loader.part(step - first, rank, ranks)
+
+
+def training_mix(mix: Mix, inputs: Mapping[str, Artifact]) -> Mix:
+    """The recipe's mix, with the shares that a search chose (inputs["mix"]) where there was one."""
+    if "mix" not in inputs:
+        return mix
+    return mix.model_copy(update={"shares": inputs["mix"].json("mix.json")["shares"]})
+
+
+def mixture_for(shards: Shards, mix: Mix, tokens: float) -> tuple[Mixture, list[MixRow]]:
+    """The mixture for training on so many tokens of these shards, and its table."""
+    return plan_mix({name: len(stream) for name, stream in shards.streams.items()}, mix, tokens)
+
+
+def target_tokens(plan: TrainingPlan, target_flops: float) -> float:
+    """Tokens of the target that a small run stands for: optimal tokens grow about as the square root of the budget
+    (paper 3.2.1: exponent 0.53). What text can't give the target at `max_epochs`, small runs may not have either."""
+    return plan.tokens * math.sqrt(max(1.0, target_flops / plan.flops))
 
 
 def upsampling(weights: Mapping[str, float], shards: Shards) -> dict[str, float]:
