@@ -201,6 +201,8 @@ def test_real_runs_end_to_end(two_tongues, tmp_path, capsys):
         search_mix(settings, {"shards": two_tongues}, draft)
         return json.loads((draft.folder / "mix.json").read_text())
 
+    with pytest.raises(HerdError, match="0 held-out documents of reasoning among 12"):
+        searched("poor", {"reasoning": 1})
     both = searched("both", {})
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/*/run-*.json")}
     assert len(kept) == 9

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -191,9 +192,16 @@ def search_mix(settings: MixSearchSettings, inputs: Mapping[str, Artifact], out:
     """Stage: train every candidate on every budget over inputs["shards"] and choose for `scaling.forecast_flops`.
 
     Writes `mix.json`: the runs, the forecasts and the choice, with its shares as `[data.mix.shares]` takes them.
-    Finished runs are kept in the draft's work folder, so a stopped search goes on where it was.
+    Finished runs are kept in the draft's work folder, so a stopped search goes on where it was. Raises HerdError,
+    before anything is trained, where a group that has a weight has no documents to be scored on.
     """
     search, path = _search(settings), inputs["shards"].path
+    held = Counter(load_shards(path).heldout.groups[: settings.max_documents])
+    if poor := [group for group in search.weights if held[group] < FEWEST_DOCUMENTS]:
+        raise HerdError(
+            f"data.mix.search.weights: {held[poor[0]]} held-out documents of {poor[0]} among {held.total()}, "
+            f"{FEWEST_DOCUMENTS} are needed; raise data.held_out_share or evaluate.max_documents"
+        )
     folder = out.work / f"mix-{inputs['shards'].content[:16]}"
     folder.mkdir(exist_ok=True)
     with Workers(settings.compute.processes or cores()) as workers:
