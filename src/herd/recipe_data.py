@@ -119,6 +119,18 @@ class Quality(Section):
     judge: Judge | None = None
 
 
+class MixSearch(Section):
+    """Candidate mixes, compared by what small runs on each say of the target budget (paper 3.1.2)."""
+
+    candidates: dict[Name, dict[Group, PositiveReal]] = Field(
+        min_length=2, description="name = shares, as in [data.mix.shares]"
+    )
+    budgets_flops: list[PositiveReal] = Field(min_length=3, description="of the small runs on every candidate")
+    weights: dict[Group, PositiveReal] = Field(
+        default={}, description="what the loss on each group's held-out text counts; empty: every group the same"
+    )
+
+
 class Mix(Section):
     """How much of each group training reads. Without shares every group weighs as much as it has tokens."""
 
@@ -132,32 +144,28 @@ class Mix(Section):
     class_caps: dict[str, Share] = Field(
         default={}, description="knowledge class = largest share of a group's text; beyond it documents are left out"
     )
+    search: MixSearch | None = Field(default=None, description="choose the shares among candidates by small runs")
 
     @model_validator(mode="after")
     def _begun(self) -> Mix:
         if self.late_shares and not self.shares:
             raise ValueError("late_shares without shares: say what they move away from")
+        if self.search and (self.shares or self.late_shares):
+            raise ValueError("shares and search: the search finds the shares; leave one of them out")
         return self
-
-
-class MixSearch(Section):
-    """Candidate mixes, compared by what small runs on each say of the target budget (paper 3.1.2)."""
-
-    candidates: dict[Name, dict[Group, PositiveReal]] = Field(
-        min_length=2, description="name = shares, as in [data.mix.shares]"
-    )
-    budgets_flops: list[PositiveReal] = Field(min_length=3, description="of the small runs on every candidate")
-    weights: dict[Group, PositiveReal] = Field(
-        default={}, description="what the loss on each group's held-out text counts; empty: every group the same"
-    )
 
 
 class Decontamination(Section):
     """Benchmarks whose texts may not be trained on: documents that share their n-grams go."""
 
-    paths: list[str] = Field(min_length=1, description="JSONL, text or folders, relative to the recipe file")
+    paths: list[str] = Field(
+        min_length=1, description="JSONL, JSON, Parquet, text or folders of them, relative to the recipe file"
+    )
     ngram: int = Field(default=13, ge=5, description="words; 13 as GPT-3 did (Brown et al. 2020, appendix C)")
     max_hits: int = Field(default=0, ge=0, description="a document with more benchmark n-grams than this is dropped")
+    common_documents: Positive | None = Field(
+        default=None, description="an n-gram in more documents than this is a phrase, not a leak; absent: none is"
+    )
 
 
 class Data(Section):

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from herd.console import HerdError
 from herd.data.mix import Mixture, asked_lines, mix_lines, natural_mixture, plan_mix
-from herd.recipe_data import GROUPS, Mix
+from herd.recipe_data import GROUPS, Group, Mix
 
-PAPER = {"general": 50, "reasoning": 25, "code": 17, "multilingual": 8}
+PAPER: dict[Group, float] = {"general": 50, "reasoning": 25, "code": 17, "multilingual": 8}
 PLENTY = {
     "general/docs": 600_000,
     "general/prose": 400_000,
@@ -67,7 +67,7 @@ def test_capping_one_can_cap_the_next():
 
 
 def test_shares_move_from_start_to_end():
-    late = {"general": 30, "reasoning": 45, "code": 17, "multilingual": 8}
+    late: dict[Group, float] = {"general": 30, "reasoning": 45, "code": 17, "multilingual": 8}
     mixture, rows = plan_mix(PLENTY, Mix(shares=PAPER, late_shares=late), 1_000_000)
     assert [group_shares(mixture.at(x))["reasoning"] for x in (0, 0.5, 1)] == pytest.approx([0.25, 0.35, 0.45])
     assert mixture.part(0.25, 0.75).at(0.5) == pytest.approx(mixture.at(0.5))
@@ -117,6 +117,21 @@ def test_no_group_is_read_too_often_where_the_text_suffices(tokens, early, late,
         assert all(row.epochs <= max_epochs * (1 + 1e-6) for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"late_shares": {"code": 1}}, "late_shares without shares"),
+        (
+            {"shares": {"code": 1}, "search": {"candidates": {"a": {}, "b": {}}, "budgets_flops": [1, 2, 3]}},
+            "shares and search",
+        ),
+    ],
+)
+def test_a_mix_that_says_two_things_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        Mix.model_validate(keys)
+
+
 def test_weights_by_stream_kind_and_group():
     mixture = Mixture(*[{"code/code": 0.25, "code/docs": 0.25, "general/docs": 0.5}] * 2)
     assert mixture.weighed({"docs": 3}).start == pytest.approx(
@@ -133,6 +148,6 @@ def test_weights_by_stream_kind_and_group():
 
 
 def test_what_a_recipe_asks_is_shown_before_tokens_are_counted():
-    line = asked_lines(Mix(shares=PAPER, late_shares=PAPER | {"reasoning": 50}))[0]
+    line = asked_lines(Mix(shares=PAPER, late_shares={**PAPER, "reasoning": 50}))[0]
     assert "general 50.0% → 40.0%" in line and "no text read more than 4 times" in line
     assert "as much as it has tokens" in asked_lines(Mix())[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,7 @@ def made(make) -> Artifact:
 
 def pieces(shards: Shards, stream: str) -> dict[str, list[int]]:
     starts = shards.starts[stream]
-    return {
-        shards.document_at(stream, int(a)): shards.streams[stream][a:b].tolist()
-        for a, b in zip(starts, starts[1:], strict=False)
-    }
+    return {shards.document_at(stream, int(a)): shards.streams[stream][a:b].tolist() for a, b in pairwise(starts)}
 
 
 def test_every_training_document_is_whole_and_in_the_stream_of_its_group_and_kind(made, tokenizer):

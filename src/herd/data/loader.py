@@ -72,9 +72,8 @@ class Loader:
             raise HerdError(f"no stream of tokens is longer than the context of {context} tokens: add text")
         if short := sorted(set(streams) - set(used)):
             warn(f"less than one window of {context} tokens of {', '.join(short)}: not trained on")
-        mixture = (mixture or natural_mixture({name: len(stream) for name, stream in streams.items()})).weighed(
-            (weights or {}) | dict.fromkeys(short, 0.0)
-        )
+        factors = {**(weights or {}), **dict.fromkeys(short, 0.0)}
+        mixture = (mixture or natural_mixture({name: len(stream) for name, stream in streams.items()})).weighed(factors)
         self._streams = list(used.values())
         self._windows = [(len(stream) - 1) // context for stream in self._streams]
         self._shares = [(mixture.start[name], mixture.end[name]) for name in used]
@@ -172,7 +171,8 @@ def _rounded(node: _Node, child: _Node, before: Integers, horizon: float) -> Int
     """How many of a node's first windows are its child's.
 
     They are counted at the moment when the node should have had that many, so that they never fall and rise by one at
-    most, whatever the shares do. That holds the count of a stream within one window of its share, or two of sixteen.
+    most, whatever the shares do. The largest distance of a count from its share that we saw is half a window for two
+    streams, one for three and 1.5 for up to sixteen.
     """
     return np.floor(child.windows(node.time(before, horizon), horizon) + 0.5).astype(np.int64)
 

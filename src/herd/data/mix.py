@@ -129,7 +129,7 @@ def _group(stream: str) -> str:
 
 
 def _sides(mix: Mix) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    return mix.shares, mix.late_shares or mix.shares
+    return {**mix.shares}, {**(mix.late_shares or mix.shares)}
 
 
 def _fill(

@@ -156,7 +156,7 @@ class _Buckets:
         self.languages: list[str] = []
 
     def put(self, seed: int, documents: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> None:
-        parts: dict[int, list[tuple[np.void, np.ndarray]]] = {}
+        parts: dict[int, list[tuple[tuple[int, ...], np.ndarray]]] = {}
         for document, tokens in documents:
             rank = _order(seed, document["id"])
             stream = f"{document['group'] or UNGROUPED}/{document['kind']}"
@@ -169,12 +169,12 @@ class _Buckets:
                 _code(self.languages, document["language"]),
                 document["split"] != "train",
             )
-            parts.setdefault((rank * self.count) >> 64, []).append((np.array(facts, _ROW)[()], tokens))
+            parts.setdefault((rank * self.count) >> 64, []).append((facts, tokens))
         for index, some in parts.items():
             _append(self._folder / f"{index}.rows", np.array([row for row, _ in some], _ROW))
             _append(self._folder / f"{index}.tokens", np.concatenate([t for _, t in some]).astype(self._dtype))
 
-    def take(self, index: int) -> Iterator[tuple[np.void, np.ndarray]]:
+    def take(self, index: int) -> Iterator[tuple[Any, np.ndarray]]:
         """A bucket's documents in order; its files are deleted behind it."""
         names = [self._folder / f"{index}.{part}" for part in ("rows", "tokens")]
         if not names[0].exists():
@@ -200,7 +200,7 @@ class _Streams:
         self.ids: dict[str, array[int]] = {}
         self.held: list[dict[str, Any]] = []
 
-    def add(self, stream: str, language: str, row: np.void, tokens: np.ndarray) -> None:
+    def add(self, stream: str, language: str, row: Any, tokens: np.ndarray) -> None:
         length, number = int(row["tokens"]), int(row["id"])
         if row["held"]:
             group, _, kind = stream.partition("/")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from herd.artifact import Artifact
 from herd.console import HerdError
 from herd.data.loader import Batch, Loader, derive_seed
+from herd.data.mix import MixRow, Mixture, plan_mix
 from herd.data.shards import Shards
 from herd.model.config import ModelConfig, RopeScaling, ffn_width
 from herd.recipe import Member, Pretrain, Scaling, Size, TokenCount
+from herd.recipe_data import Mix
 from herd.scaling.forecast import Forecast
 from herd.train.optim import Schedule
 
@@ -174,20 +177,58 @@ def long_context_scaling(pretrain: Pretrain) -> RopeScaling:
 
 
 class PlannedBatches:
-    """Batches of a plan's stretches one after the other, by step."""
+    """Batches of a plan's stretches one after the other, by step.
+
+    `mixture` moves over all of them, in proportion to tokens; without it streams weigh as much as they have tokens.
+    `weights` multiplies shares by stream, kind or group.
+    """
 
     def __init__(
-        self, shards: Shards, stretches: tuple[Stretch, ...], seed: int, weights: dict[str, float] | None = None
+        self,
+        shards: Shards,
+        stretches: tuple[Stretch, ...],
+        seed: int,
+        weights: dict[str, float] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self._loaders: list[tuple[int, Loader]] = []
-        first = 0
+        total = sum(s.tokens for s in stretches)
+        first = tokens = 0
         for index, s in enumerate(stretches):
-            loader = Loader(
-                shards.streams, s.context, s.sequences, s.steps, derive_seed(seed, index), shards.bos_id, weights
-            )
+            part = mixture and mixture.part(tokens / total, (tokens + s.tokens) / total)
+            own = derive_seed(seed, index)
+            loader = Loader(shards.streams, s.context, s.sequences, s.steps, own, shards.bos_id, weights, part)
             self._loaders.append((first, loader))
-            first += s.steps
+            first, tokens = first + s.steps, tokens + s.tokens
 
     def __getitem__(self, step: int) -> Batch:
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, rank: int, ranks: int) -> Batch:
+        """One data-parallel rank's rows of a step, as `Loader.part`."""
         first, loader = next((f, batches) for f, batches in reversed(self._loaders) if f <= step)
-        return loader[step - first]
+        return loader.part(step - first, rank, ranks)
+
+
+def training_mix(mix: Mix, inputs: Mapping[str, Artifact]) -> Mix:
+    """The recipe's mix, with the shares that a search chose (inputs["mix"]) where there was one."""
+    if "mix" not in inputs:
+        return mix
+    return mix.model_copy(update={"shares": inputs["mix"].json("mix.json")["shares"]})
+
+
+def mixture_for(shards: Shards, mix: Mix, tokens: float) -> tuple[Mixture, list[MixRow]]:
+    """The mixture for training on so many tokens of these shards, and its table."""
+    return plan_mix({name: len(stream) for name, stream in shards.streams.items()}, mix, tokens)
+
+
+def target_tokens(plan: TrainingPlan, target_flops: float) -> float:
+    """Tokens of the target that a small run stands for: optimal tokens grow about as the square root of the budget
+    (paper 3.2.1: exponent 0.53). What text can't give the target at `max_epochs`, small runs may not have either."""
+    return plan.tokens * math.sqrt(max(1.0, target_flops / plan.flops))
+
+
+def upsampling(weights: Mapping[str, float], shards: Shards) -> dict[str, float]:
+    """Those of the recipe's weights that name a kind or a group of the shards; a recipe may name more than there is."""
+    there = {part for stream in shards.streams for part in (stream, *stream.split("/"))}
+    return {name: weight for name, weight in weights.items() if name in there}
