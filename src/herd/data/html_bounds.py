@@ -28,8 +28,7 @@ _FLAT = (
 _FLAT_NAMES = frozenset(_FLAT.split())
 _FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
 _TAG = re.compile(r"<(/?)([a-z][^\s/>]*)", re.IGNORECASE)
-_WHOLE_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
-_TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
+_WHOLE_TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
 _QUOTED_END = re.compile(r"""=\s*["'][^"']*>""")
 _ATTRIBUTE = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'/]+)""")
 _NAME = 8  # bytes of a name that the quick look compares; longer names are taken as never closed
