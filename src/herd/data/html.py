@@ -28,11 +28,11 @@ LONG_ROW = 400  # characters beyond which a row is a layout, and its paragraphs 
 # screen readers say, and duplicates that math renderers make of a formula whose source is kept.
 _SKIPPED_CLASSES = (
     "related sphinxsidebar sidebar navbar navheader navfooter navigation breadcrumb breadcrumbs toc footer headerlink "
-    "viewcode-link linenos lineno linenodiv gutter rouge-gutter hljs-ln-numbers skip-link sr-only visually-hidden "
-    "katex-html MathJax MathJax_Preview mwe-math-fallback-image-inline mwe-math-fallback-image-display"
+    "viewcode-link linenos lineno gutter rouge-gutter hljs-ln-numbers skip-link sr-only visually-hidden "
+    "katex-html MathJax MathJax_Preview"
 )
 _SKIPPED_ROLES = frozenset("navigation banner contentinfo search menu".split())
-_DECIDED = "[role] [hidden] #toc #footer #sidebar aside header form main article math script mjx-container xmp"
+_DECIDED = "[role] [hidden] [id=toc] [id=footer] [id=sidebar] aside header form main article math script mjx-container xmp"
 _QUERY = ", ".join([f".{name}" for name in _SKIPPED_CLASSES.split()] + _DECIDED.split())
 _KEPT_ASIDES = frozenset(["footnote", "footnote-list", "admonition", "note"])
 
@@ -266,7 +266,7 @@ def _after(skipped: str, tags: Iterator[tuple[str, str]]) -> str:
 
 
 def _image(match: re.Match[str]) -> str:
-    alt = _ALT.search(match[0])
+    alt = _ALT.search(match[0]) if "mwe-math-fallback" not in match[0] else None  # Wikipedia has the MathML beside it
     text = alt[1].strip() if alt else ""
     return f" {_FORMULA}{text}{_FORMULA_END} " if len(text) > 1 and not text.lower().endswith(_FILE) else ""
 
