@@ -14,7 +14,7 @@ content is its container (CONTAINERS: Sphinx, DocBook, doxygen, AsciiDoc) withou
   Of the lines that begin with a space, indentation is intact where the output has exactly that line;
 - maths: each formula (Sphinx `.math`, MathJax scripts, TeX annotations, alt text of images of formulas), kept where
   the output has it, white space aside;
-- paragraphs: each <p> of at least 40 characters without images, formulas and line breaks; kept likewise;
+- paragraphs: each <p> of at least 40 characters and 5 words (not an address) without images, formulas and line breaks; kept likewise;
 - navigation: each text of a link in NAVIGATION, outside the content too, that does not occur in the content; leaked
   where it is a whole line of the output.
 
@@ -36,19 +36,19 @@ from typing import Any, NamedTuple
 Extract = Callable[[bytes], str]
 
 CONTAINERS = (
-    "div.body[role=main], article.bd-article, div[itemprop=articleBody], main, div.body",  # Sphinx and its themes
-    "div#content",  # AsciiDoc
+    "div.body[role=main], article.bd-article, div[itemprop=articleBody], main, div.body, div.main > div.content",  # Sphinx
+    "div#content, div.fancy",  # AsciiDoc, SQLite
     "div.contents",  # doxygen
     "body > div.refentry, body > div.sect1, body > div.sect2, body > div.chapter, body > div.appendix",  # DocBook
 )
 NAVIGATION = (
     "nav, [role=navigation], .related, .sphinxsidebar, .bd-sidebar, .sk-sidebar-wrapper, .navheader, .navfooter, "
     ".breadcrumb, .breadcrumbs, .bd-breadcrumbs, .prev-next-area, .navpath, #nav-path, .tabs, div.toc, .topic.contents, "
-    ".nosearch, footer"
+    ".nosearch, .sphx-glr-footer, .sidebar-drawer, .toc-drawer, footer"
 )
 NOT_TEXT = ".headerlink, .viewcode-link, .linenos, .lineno, script:not([type^='math/']), style, .copybtn"
 MATHS = ".math, script[type^='math/'], annotation[encoding='application/x-tex'], img.math"
-PARAGRAPH = 40  # characters
+PARAGRAPH, WORDS = 40, 5  # characters and words
 
 
 class Truth(NamedTuple):
@@ -82,7 +82,9 @@ def truth(page: bytes) -> Truth | None:
     paragraphs = [
         _squeezed(p.text())
         for p in content.css("p")
-        if len(p.text().strip()) >= PARAGRAPH and p.css_first("img, math, .math, script, br, svg") is None
+        if len(p.text().strip()) >= PARAGRAPH
+        and len(p.text().split()) >= WORDS
+        and p.css_first("img, math, .math, script, br, svg") is None
     ]
     inside = _plain(content.text(separator=" ")) + _plain(content.text())
     outside = sorted(link for link in links if len(link) > 1 and link not in inside)

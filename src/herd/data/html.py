@@ -31,8 +31,10 @@ _SKIPPED_CLASSES = (
     "viewcode-link linenos lineno gutter rouge-gutter hljs-ln-numbers skip-link sr-only visually-hidden "
     "katex-html MathJax MathJax_Preview"
 )
-_SKIPPED_ROLES = frozenset("navigation banner contentinfo search menu".split())
-_DECIDED = "[role] [hidden] [id=toc] [id=footer] [id=sidebar] aside header form main article math script mjx-container xmp"
+_SKIPPED_ROLES = frozenset(["navigation", "banner", "contentinfo", "search", "menu"])
+_DECIDED = (
+    "[role] [hidden] [id=toc] [id=footer] [id=sidebar] aside header form main article math script mjx-container xmp"
+)
 _QUERY = ", ".join([f".{name}" for name in _SKIPPED_CLASSES.split()] + _DECIDED.split())
 _KEPT_ASIDES = frozenset(["footnote", "footnote-list", "admonition", "note"])
 
@@ -56,10 +58,66 @@ _NUMBERED = re.compile(r"\s*(\d+)[.:|]?(?: |$)")
 
 # What is never content, whatever it holds. Raw text is cut out whole: its `<` is no tag.
 _RAW = re.compile(r"<(style|script|iframe|noembed|noframes|plaintext)(?=[ >]).*?</\1>|<!--.*?-->", re.DOTALL)
-_SKIPPED_TAGS = frozenset("noscript template nav footer button select textarea object canvas svg dialog audio video".split())
+_SKIPPED_TAGS = frozenset(
+    [
+        "noscript",
+        "template",
+        "nav",
+        "footer",
+        "button",
+        "select",
+        "textarea",
+        "object",
+        "canvas",
+        "svg",
+        "dialog",
+        "audio",
+        "video",
+    ]
+)
 _BLOCKS = frozenset(
-    "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure form "
-    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p section summary table tbody td tfoot th thead tr ul".split()
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "caption",
+        "center",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "html",
+        "legend",
+        "li",
+        "main",
+        "ol",
+        "p",
+        "section",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "ul",
+    ]
 )
 _CELLS = frozenset(["td", "th"])
 _PARAGRAPHS = frozenset(["p", "div"])
@@ -134,6 +192,8 @@ def _stays(node: Any, tag: str) -> bool:
     names = (attributes.get("class") or "").split()
     if "hidden" in attributes or attributes.get("role") in _SKIPPED_ROLES or attributes.get("id") in _SKIPPED_IDS:
         return False
+    if (tag == "aside" or "sidebar" in names) and node.css_first("pre, .sidebar-title, .topic-title") is not None:
+        return True  # Sphinx's directives of these names: boxes beside the text
     if not _SKIPPED_NAMES.isdisjoint(names):
         return False
     if tag == "aside":
@@ -159,7 +219,7 @@ def _content_root(nodes: list[Any], body: Any) -> tuple[Any, int]:
 
 def _formula(tex: str, display: bool) -> str:
     tex = tex.strip()
-    around = _BREAK if display else " "
+    around = _BREAK if display else ""
     return f"{around}{_FORMULA}{tex}{_FORMULA_END}{around}" if tex else " "
 
 
@@ -268,7 +328,11 @@ def _after(skipped: str, tags: Iterator[tuple[str, str]]) -> str:
 def _image(match: re.Match[str]) -> str:
     alt = _ALT.search(match[0]) if "mwe-math-fallback" not in match[0] else None  # Wikipedia has the MathML beside it
     text = alt[1].strip() if alt else ""
-    return f" {_FORMULA}{text}{_FORMULA_END} " if len(text) > 1 and not text.lower().endswith(_FILE) else ""
+    return (
+        f"{_FORMULA}{text}{_FORMULA_END}"
+        if (len(text) > 1 or text.isalpha()) and not text.lower().endswith(_FILE)
+        else ""
+    )
 
 
 def _features(pieces: list[_Piece], inline_code: int, formulas: int) -> Features:
@@ -305,12 +369,12 @@ def _blocks(piece: _Piece, kind: Kind) -> list[Block]:
             tag = "p"
     blocks: list[Block] = []
     for text in pieces:
-        links = 0
+        links: list[int] = []
         formulas = text.count(_FORMULA)
         if formulas:
             text = _with_formulas(text, kind)
         if _LINK in text or _LINK_END in text:
-            links = sum(len(link) - link.count(" ") for link in _LINKED.findall(text))
+            links = [len(link) - link.count(" ") for link in _LINKED.findall(text)]
             text = text.replace(_LINK, "").replace(_LINK_END, "")
         text = _plain(text)
         if _BREAK in text:
@@ -320,12 +384,13 @@ def _blocks(piece: _Piece, kind: Kind) -> list[Block]:
         text = text.strip("| ").rstrip("¶").rstrip()
         if formulas or _HAS_WORD(text):  # arrows and bullets alone are decoration
             if text:
-                blocks.append(Block(text, tag, links, formulas))
+                blocks.append(Block(text, tag, sum(links), len(links), formulas))
     return blocks
 
 
 def _with_formulas(text: str, kind: Kind) -> str:
     """Formulas in place of their marks; outside reasoning pages an image in a link is a button."""
+    text = text.replace(_FORMULA_END + _FORMULA, _FORMULA_END + " " + _FORMULA)
     if kind == "reasoning":
         return _FORMULA_TEXT.sub(lambda m: m[1].strip().replace("\n", _BREAK), text)
     if _LINK in text:

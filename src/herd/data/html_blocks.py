@@ -9,6 +9,7 @@ from herd.data.page_kinds import Kind
 
 NAVIGATION_DENSITY = 0.66  # characters in links over all: a sentence with links stays below, a menu entry above
 NAVIGATION_RUN = 3  # as many such blocks in a row are a list of links; fewer may be a cross reference worth keeping
+LONG_LINK = 50  # characters of a link beyond which it is a sentence or a citation, not an entry of a menu
 LONG_ENOUGH = 60  # characters outside links that mark where a page's content begins and ends
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -24,7 +25,8 @@ class Block:
 
     text: str
     tag: str
-    links: int  # characters inside links
+    links: int  # characters inside links, without spaces
+    linked: int = 0  # links
     formulas: int = 0
 
     @property
@@ -41,7 +43,7 @@ def content_blocks(blocks: list[Block], kind: Kind) -> list[Block]:
 def _is_navigation(block: Block, kind: Kind) -> bool:
     if block.tag == "pre" or block.level or block.links <= NAVIGATION_DENSITY * len(block.text.replace(" ", "")):
         return False
-    if kind == "reasoning" and block.formulas:
+    if block.links > LONG_LINK * block.linked or (kind == "reasoning" and block.formulas):
         return False
     # The entries of a reference are links to names: a table or definition list of them is what such a page is about.
     return not (kind == "code" and block.tag in _DEFINES and _IDENTIFIER.search(block.text))

@@ -28,7 +28,9 @@ _FLAT = (
     "p li dt dd option optgroup rp rt td th tr tbody thead tfoot colgroup caption html head body"
 )
 _FLAT_NAMES = frozenset(_FLAT.split())
-_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
+_FORMATTING = frozenset(
+    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"]
+)
 _TAG = re.compile(r"<(/?)([a-z][^\s/>]*)", re.IGNORECASE)
 _WHOLE_TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
 _QUOTED_END = re.compile(r"""=\s*["'][^"']*>""")
