@@ -14,7 +14,8 @@ content is its container (CONTAINERS: Sphinx, DocBook, doxygen, AsciiDoc) withou
   Of the lines that begin with a space, indentation is intact where the output has exactly that line;
 - maths: each formula (Sphinx `.math`, MathJax scripts, TeX annotations, alt text of images of formulas), kept where
   the output has it, white space aside;
-- paragraphs: each <p> of at least 40 characters and 5 words (not an address) without images, formulas and line breaks; kept likewise;
+- paragraphs: each <p> of at least 40 characters and 5 words (not an address) without images, formulas and line
+  breaks; kept likewise;
 - navigation: each text of a link in NAVIGATION, outside the content too, that does not occur in the content; leaked
   where it is a whole line of the output.
 
@@ -36,15 +37,16 @@ from typing import Any, NamedTuple
 Extract = Callable[[bytes], str]
 
 CONTAINERS = (
-    "div.body[role=main], article.bd-article, div[itemprop=articleBody], main, div.body, div.main > div.content",  # Sphinx
+    # Sphinx and its themes
+    "div.body[role=main], article.bd-article, div[itemprop=articleBody], main, div.body, div.main > div.content",
     "div#content, div.fancy",  # AsciiDoc, SQLite
     "div.contents",  # doxygen
     "body > div.refentry, body > div.sect1, body > div.sect2, body > div.chapter, body > div.appendix",  # DocBook
 )
 NAVIGATION = (
     "nav, [role=navigation], .related, .sphinxsidebar, .bd-sidebar, .sk-sidebar-wrapper, .navheader, .navfooter, "
-    ".breadcrumb, .breadcrumbs, .bd-breadcrumbs, .prev-next-area, .navpath, #nav-path, .tabs, div.toc, .topic.contents, "
-    ".nosearch, .sphx-glr-footer, .sidebar-drawer, .toc-drawer, footer"
+    ".breadcrumb, .breadcrumbs, .bd-breadcrumbs, .prev-next-area, .navpath, #nav-path, .tabs, div.toc, "
+    ".topic.contents, .nosearch, .sphx-glr-footer, .sidebar-drawer, .toc-drawer, footer"
 )
 NOT_TEXT = ".headerlink, .viewcode-link, .linenos, .lineno, script:not([type^='math/']), style, .copybtn"
 MATHS = ".math, script[type^='math/'], annotation[encoding='application/x-tex'], img.math"
@@ -79,13 +81,7 @@ def truth(page: bytes) -> Truth | None:
         if line.strip()
     ]  # fmt: skip
     maths = [_squeezed(_formula(node)) for node in content.css(MATHS)]
-    paragraphs = [
-        _squeezed(p.text())
-        for p in content.css("p")
-        if len(p.text().strip()) >= PARAGRAPH
-        and len(p.text().split()) >= WORDS
-        and p.css_first("img, math, .math, script, br, svg") is None
-    ]
+    paragraphs = [_squeezed(p.text()) for p in content.css("p") if _counts(p)]
     inside = _plain(content.text(separator=" ")) + _plain(content.text())
     outside = sorted(link for link in links if len(link) > 1 and link not in inside)
     return Truth(code, [m for m in maths if m], paragraphs, outside)
@@ -95,6 +91,12 @@ def _remove(content: Any, selector: str) -> None:
     for node in reversed(list({node.mem_id: node for node in content.css(selector)}.values())):
         if node.mem_id != content.mem_id:
             node.decompose()
+
+
+def _counts(paragraph: Any) -> bool:
+    text = paragraph.text().strip()
+    plain = paragraph.css_first("img, math, .math, script, br, svg") is None
+    return plain and len(text) >= PARAGRAPH and len(text.split()) >= WORDS
 
 
 def _formula(node: Any) -> str:
@@ -119,7 +121,7 @@ def score(pages: Sequence[bytes], extract: Extract) -> dict[str, float]:
 
 def score_texts(pages: Sequence[bytes], texts: Sequence[str]) -> dict[str, float]:
     """`score` of texts that were extracted elsewhere."""
-    kept = dict.fromkeys(("code_lines", "indentation", "maths", "paragraphs", "navigation_leaked"), 0)
+    kept: dict[str, int] = dict.fromkeys(("code_lines", "indentation", "maths", "paragraphs", "navigation_leaked"), 0)
     all_of = dict(kept)
     scored = 0
 
