@@ -22,15 +22,15 @@ LONG_ROW = 400  # characters beyond which a row is a layout, and its paragraphs 
 _BREAK, _PARAGRAPH, _LINK, _LINK_END, _FORMULA, _FORMULA_END = "\x01\x02\x03\x04\x05\x06"
 MARKS = _BREAK + _PARAGRAPH + _LINK + _LINK_END + _FORMULA + _FORMULA_END
 _INLINE = re.compile(
-    r"</?(?:abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|label|mark|nobr|q|rb|rp|rt|ruby|s|samp"
-    r"|small|span|strike|strong|sub|sup|time|tt|u|var|wbr)(?=[ >])[^>]*>"
+    r"</?(?:span|code|em|strong|abbr|acronym|b|bdi|bdo|big|cite|data|del|dfn|font|i|ins|kbd|label|mark|nobr|q|rb|rp|rt|ruby|s|samp"
+    r"|small|strike|sub|sup|time|tt|u|var|wbr)(?=[ >])[^>]*>"
 )
 _INLINE_CODE = ("<code", "<tt")
 _LINK_TAG = re.compile(r"<a(?=[ >])[^>]*>")
 _IMAGE = re.compile(r"<img [^>]*>")
 _ALT = re.compile(r' alt="([^"]*)"')
 _FILE = (".png", ".gif", ".jpg", ".jpeg", ".svg", ".webp")
-_TAG = re.compile(r"<([^ >]+)[^>]*>([^<]*)")
+_TAG = re.compile(r"<([^ >]+)[^>]*>")
 _LINKED = re.compile("\x03([^\x04]*)\x04?")
 _FORMULA_TEXT = re.compile("\x05([^\x06]*)\x06")
 _HAS_WORD = re.compile(r"\w").search
@@ -38,23 +38,8 @@ _NUMBERED = re.compile(r"\s*(\d+)[.:|]?(?: |$)")
 
 # What is never content, whatever it holds. Raw text is cut out whole: its `<` is no tag.
 _RAW = re.compile(r"<(style|script|iframe|noembed|noframes|plaintext)(?=[ >]).*?</\1>|<!--.*?-->", re.DOTALL)
-_SKIPPED_TAGS = frozenset(
-    [
-        "noscript",
-        "template",
-        "nav",
-        "footer",
-        "button",
-        "select",
-        "textarea",
-        "object",
-        "canvas",
-        "svg",
-        "dialog",
-        "audio",
-        "video",
-    ]
-)
+_NO_CONTENT = "noscript template nav footer button select textarea object canvas svg dialog audio video"
+_SKIPPED_TAGS = frozenset(_NO_CONTENT.split())
 _BLOCK_TAGS = (
     "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure form "
     "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p section summary table tbody td tfoot th thead tr ul"
@@ -104,7 +89,9 @@ class _Pieces:
         markup = _LINK_TAG.sub(_LINK, markup).replace("</a>", _LINK_END).replace("<br>", _BREAK)
         markup = _IMAGE.sub(_image, markup).replace("&nbsp;", " ")
         parts = self.parts
-        tags = iter(_TAG.findall(markup))
+        tokens = iter(_TAG.split(markup))
+        parts.append(next(tokens))
+        tags = zip(tokens, tokens, strict=True)  # each tag with the text after it
         for tag, text in tags:
             if tag in _BLOCKS:
                 self._enter(tag)
@@ -114,7 +101,7 @@ class _Pieces:
                 text = self._verbatim(tags, text)
             elif tag in _SKIPPED_TAGS:
                 text = _after(tag, tags)
-            if text:
+            if parts or text != "\n":  # most tags are followed by the line break between two blocks
                 parts.append(text)
         self._flush("p")
 
@@ -240,7 +227,7 @@ def blocks(piece: Piece, kind: Kind) -> list[Block]:
             text = "\n".join(filter(None, (" ".join(line.split()) for line in text.split(_BREAK))))
         else:
             text = " ".join(text.split())
-        text = text.strip("| ").rstrip("¶").rstrip()
+        text = text.strip("| ").rstrip("¶ ")
         if text and (formulas or _HAS_WORD(text)):  # arrows and bullets alone are decoration
             found.append(Block(text, tag, sum(links), len(links), formulas))
     return found
@@ -250,8 +237,8 @@ def _with_formulas(text: str, kind: Kind) -> str:
     """Formulas in place of their marks; outside reasoning pages an image in a link is a button."""
     text = text.replace(_FORMULA_END + _FORMULA, _FORMULA_END + " " + _FORMULA)
     if kind == "reasoning":
-        return _FORMULA_TEXT.sub(lambda m: m[1].strip().replace("\n", _BREAK), text)
-    if _LINK in text:
+        text = _FORMULA_TEXT.sub(lambda m: m[1].strip().replace("\n", _BREAK), text)
+    elif _LINK in text:
         text = _LINKED.sub(lambda m: _LINK + _FORMULA_TEXT.sub("", m[1]) + _LINK_END, text)
     return text.replace(_FORMULA, "").replace(_FORMULA_END, "")
 
