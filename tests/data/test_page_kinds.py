@@ -81,3 +81,14 @@ def test_displayed_equations_stand_on_lines_of_their_own() -> None:
 
 def test_alt_text_in_links_is_a_button_elsewhere() -> None:
     assert "Share" not in html(f"{PROSE}<p>Read on <a href='x'><img alt='Share this' src='y'></a> here.</p>").text
+
+
+def test_a_list_of_citations_is_no_menu() -> None:
+    titles = [
+        "H. Zhang and L. Moore (2004). The optimality of a classifier that assumes too much. Proceedings of FLAIRS.",
+        "J. Rennie, L. Shih and D. Karger (2003). Tackling the poor assumptions of text classifiers. ICML, 616-623.",
+        "C. Manning and H. Schütze (2008). Introduction to the retrieval of information, pages 234 to 265.",
+    ]
+    entries = "".join(f"<li><a href='{n}'>{title}</a></li>" for n, title in enumerate(titles))
+    text = html(f"{PROSE}<h2>References</h2><ul>{entries}</ul>").text
+    assert "References" in text and all(title in text for title in titles)

@@ -9,7 +9,7 @@ from herd.data.page_kinds import Kind
 
 NAVIGATION_DENSITY = 0.66  # characters in links over all: a sentence with links stays below, a menu entry above
 NAVIGATION_RUN = 3  # as many such blocks in a row are a list of links; fewer may be a cross reference worth keeping
-LONG_LINK = 50  # characters of a link beyond which it is a sentence or a citation, not an entry of a menu
+LONG_LINK = 50  # characters of a run's mean link beyond which they are sentences or citations, not entries of a menu
 LONG_ENOUGH = 60  # characters outside links that mark where a page's content begins and ends
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -43,7 +43,7 @@ def content_blocks(blocks: list[Block], kind: Kind) -> list[Block]:
 def _is_navigation(block: Block, kind: Kind) -> bool:
     if block.tag == "pre" or block.level or block.links <= NAVIGATION_DENSITY * len(block.text.replace(" ", "")):
         return False
-    if block.links > LONG_LINK * block.linked or (kind == "reasoning" and block.formulas):
+    if kind == "reasoning" and block.formulas:
         return False
     # The entries of a reference are links to names: a table or definition list of them is what such a page is about.
     return not (kind == "code" and block.tag in _DEFINES and _IDENTIFIER.search(block.text))
@@ -64,7 +64,9 @@ def _without_navigation(blocks: list[Block], kind: Kind) -> list[Block | None]:
         end = start
         while end < len(blocks) and _is_navigation(blocks[end], kind):
             end += 1
-        if end - start >= NAVIGATION_RUN or end <= first or start > last:
+        run = blocks[start:end]
+        citations = sum(block.links for block in run) > LONG_LINK * sum(block.linked for block in run)
+        if not citations and (len(run) >= NAVIGATION_RUN or end <= first or start > last):
             kept[start:end] = [None] * (end - start)
         start = end
     return kept
