@@ -9,6 +9,7 @@ from herd.data.page_kinds import Kind
 
 NAVIGATION_DENSITY = 0.66  # characters in links over all: a sentence with links stays below, a menu entry above
 NAVIGATION_RUN = 3  # as many such blocks in a row are a list of links; fewer may be a cross reference worth keeping
+LONG_LINK = 50  # characters of a run's mean link beyond which they are sentences or citations, not entries of a menu
 LONG_ENOUGH = 60  # characters outside links that mark where a page's content begins and ends
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -24,7 +25,8 @@ class Block:
 
     text: str
     tag: str
-    links: int  # characters inside links
+    links: int  # characters inside links, without spaces
+    linked: int = 0  # links
     formulas: int = 0
 
     @property
@@ -62,7 +64,9 @@ def _without_navigation(blocks: list[Block], kind: Kind) -> list[Block | None]:
         end = start
         while end < len(blocks) and _is_navigation(blocks[end], kind):
             end += 1
-        if end - start >= NAVIGATION_RUN or end <= first or start > last:
+        run = blocks[start:end]
+        citations = sum(block.links for block in run) > LONG_LINK * sum(block.linked for block in run)
+        if not citations and (len(run) >= NAVIGATION_RUN or end <= first or start > last):
             kept[start:end] = [None] * (end - start)
         start = end
     return kept

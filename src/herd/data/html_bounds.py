@@ -16,8 +16,10 @@ MAX_CHARACTERS = 20_000_000
 MAX_NESTING = 512
 MAX_ATTRIBUTES = 10_000  # of one tag, names and values counted: 0.2 s
 LARGE = 200_000  # characters below which attributes need no look: at worst 2 s
-MANY = 1_000  # tags below which nesting needs no look: at worst half a million elements
-MAX_REOPENED = 2_000_000  # tags times the formatting elements open at each
+GAP = 10_000  # characters without a `>`, rare outside scripts
+STRIDE = 64_000  # between places where a long tag is looked for: 30,000 attributes at most, 1 s
+MANY = 2_000  # tags below which nesting needs no look: at worst two million elements, 0.2 s
+MAX_REOPENED = 1_000_000  # tags times the formatting elements open at each
 MAX_TAGS = 2_000_000  # a 20 MB page of documentation has about 800,000
 
 # Elements that have no inside, and those which the next one of their kind closes: not closing them is no nesting.
@@ -30,10 +32,7 @@ _FORMATTING = frozenset(
     ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"]
 )
 _TAG = re.compile(r"<(/?)([a-z][^\s/>]*)", re.IGNORECASE)
-_WHOLE_FORMATTING = frozenset(
-    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"]
-)
-_TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
+_WHOLE_TAG = re.compile(r"""<[a-z][^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*""", re.IGNORECASE)
 _QUOTED_END = re.compile(r"""=\s*["'][^"']*>""")
 _ATTRIBUTE = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'/]+)""")
 _NAME = 8  # bytes of a name that the quick look compares; longer names are taken as never closed
@@ -67,8 +66,9 @@ def _without(name: str, html: str) -> str:
 def _not_too_many_attributes(html: str) -> str:
     """The page up to a tag of more than about MAX_ATTRIBUTES: the parser compares each one with all before it."""
     ends = np.flatnonzero(np.frombuffer(html.encode("utf-8", "replace"), np.uint8) == ord(">"))
-    long = len(ends) == 0 or int(np.diff(ends, prepend=0, append=len(html)).max()) > 2 * MAX_ATTRIBUTES
-    if long or _QUOTED_END.search(html):  # otherwise no tag is that long
+    suspect = len(ends) == 0 or int(np.diff(ends, prepend=0, append=len(html)).max()) > GAP
+    # A tag of many attributes without such a gap has a `>` in quotes in any 2 GAP of its length.
+    if suspect or any(_QUOTED_END.search(html, at, at + 2 * GAP) for at in range(0, len(html), STRIDE)):
         for match in _WHOLE_TAG.finditer(html):
             if len(match[0]) > 2 * MAX_ATTRIBUTES and len(_ATTRIBUTE.findall(match[0])) > MAX_ATTRIBUTES:
                 return html[: match.start()]
@@ -84,7 +84,7 @@ def _every_byte(value: int) -> np.uint64:
 
 
 _FLAT_WORDS = np.sort(np.array([_word(name) for name in _FLAT_NAMES if len(name) < _NAME], np.uint64))
-_FORMATTING_WORDS = np.array([_word(name) for name in sorted(_FORMATTING)], np.uint64)
+_FORMATTING_WORDS = frozenset(_word(name) for name in _FORMATTING)
 _ENDS = b" \n\t\r\f/>"  # what ends a tag's name
 
 
@@ -105,6 +105,11 @@ def _surely_flat(html: str) -> bool:
     flat = _FLAT_WORDS[np.minimum(np.searchsorted(_FLAT_WORDS, names), len(_FLAT_WORDS) - 1)] == names
     counted = (first >= ord("a")) & (first <= ord("z")) & ~flat & ~(closes & (ends == 0))
     names, closes = names[counted], closes[counted]
+    # Most elements hold text alone. Their pairs can go: at any time one of them at most is open.
+    pairs = np.flatnonzero((names[:-1] == names[1:]) & ~closes[:-1] & closes[1:])
+    left = np.ones(len(names), bool)
+    left[pairs] = left[pairs + 1] = False
+    names, closes = names[left], closes[left]
     if not len(names):
         return True
     order = np.argsort(names, kind="stable")  # by name, in the page's order
@@ -117,8 +122,8 @@ def _surely_flat(html: str) -> bool:
     apart = group * (2 * len(names))
     floor = np.minimum.accumulate(np.minimum(level, 0) - apart) + apart
     most = np.maximum.reduceat(level - floor, starts)
-    formatting = most[np.isin(names[starts], _FORMATTING_WORDS)].sum()
-    return bool(most.sum() <= MAX_NESTING and formatting * len(at) <= MAX_REOPENED)
+    formatting = sum(int(m) for m, name in zip(most, names[starts].tolist(), strict=True) if name in _FORMATTING_WORDS)
+    return bool(most.sum() < MAX_NESTING and (formatting + 1) * len(at) <= MAX_REOPENED)
 
 
 def _not_too_deep(html: str) -> str:

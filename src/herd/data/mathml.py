@@ -8,6 +8,8 @@ _TEX = ("application/x-tex", "tex", "latex", "text/x-tex", "application/x-latex"
 _DEEPEST = 60  # formulas nest 10 deep; below this depth only the text is taken
 _SILENT = frozenset(["annotation", "annotation-xml", "none", "mprescripts", "mphantom", "maligngroup", "malignmark"])
 _SCRIPTS = {"msub": "_", "msup": "^", "munder": "_", "mover": "^"}
+_OPERATORS = "= < > ≤ ≥ ≠ ≈ ≡ ∼ ∈ ∉ ⊂ ⊆ ∪ ∩ → ← ⇒ ⇔ ↦ + − - ± × ⋅ ∧ ∨ : ∣"
+_RELATIONS = frozenset(_OPERATORS.split())
 _BOTH = frozenset(["msubsup", "munderover"])
 
 
@@ -22,10 +24,10 @@ def source(math: Any) -> str:
 
 
 def _children(node: Any, depth: int) -> str:
-    return "".join(_written(child, depth) for child in _elements(node, depth))
+    return "".join(_written(child, depth) for child in _elements(node))
 
 
-def _elements(node: Any, depth: int) -> list[Any]:
+def _elements(node: Any) -> list[Any]:
     found, child = [], node.first_child
     while child is not None:
         if child.tag[0] not in "-!":
@@ -48,7 +50,7 @@ def _written(node: Any, depth: int) -> str:
         text = " ".join(node.text().split())
         # operators are set apart as TeX sets them, and names of several letters keep apart from their neighbours
         return f" {text} " if (tag == "mi" and len(text) > 1) or (tag == "mo" and text in _RELATIONS) else text
-    inside = [_written(child, depth + 1).strip() for child in _elements(node, depth)]
+    inside = [_written(child, depth + 1).strip() for child in _elements(node)]
     if tag in _SCRIPTS and len(inside) == 2:
         return inside[0] + _SCRIPTS[tag] + _group(inside[1])
     if tag in _BOTH and len(inside) == 3:
@@ -67,39 +69,3 @@ def _written(node: Any, depth: int) -> str:
         attributes = node.attributes
         return (attributes.get("open") or "(") + ",".join(inside) + (attributes.get("close") or ")")
     return _children(node, depth + 1)
-
-
-_RELATIONS = frozenset(
-    [
-        "=",
-        "<",
-        ">",
-        "≤",
-        "≥",
-        "≠",
-        "≈",
-        "≡",
-        "∼",
-        "∈",
-        "∉",
-        "⊂",
-        "⊆",
-        "∪",
-        "∩",
-        "→",
-        "←",
-        "⇒",
-        "⇔",
-        "↦",
-        "+",
-        "−",
-        "-",
-        "±",
-        "×",
-        "⋅",
-        "∧",
-        "∨",
-        ":",
-        "∣",
-    ]
-)
