@@ -8,6 +8,7 @@ from typing import Any
 
 from herd.console import HerdError
 from herd.recipe import Data, Pretrain, Recipe, Scaling, Size, Tokenizer
+from herd.recipe_data import Mix
 from herd.recipe_section import Section
 from herd.stage import Stage, same
 
@@ -20,12 +21,15 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
     data, scaling, pretrain = _needed(recipe)
     from herd.pretrain.forecast import ForecastSettings
     from herd.pretrain.ladder import LadderSettings
+    from herd.pretrain.mix_search import MixSearchSettings
     from herd.train.hardware import choose_hardware
 
     seed, compute = recipe.family.seed, recipe.compute
     hardware = choose_hardware(compute).describe()
+    mix, searched = training_part(data.mix), same("mix") if data.mix.search else {}
     climbing = LadderSettings(
         seed=seed,
+        mix=mix,
         scaling=scaling,
         pretrain=initial_part(pretrain),
         max_documents=recipe.evaluate.max_documents,
@@ -38,13 +42,24 @@ def scratch_stages(recipe: Recipe, base: Path) -> list[Stage]:
         pretrain=initial_part(pretrain),
         member=[member for member in recipe.member if not member.adopted],
     )
-    plan = [
-        *data_stages(data, recipe.tokenizer, seed, base),
-        Stage("ladder", "herd.pretrain.ladder:ladder", 1, climbing, same("shards")),
+    plan = data_stages(data, recipe.tokenizer, seed, base)
+    if data.mix.search:
+        searching = MixSearchSettings(
+            seed=seed,
+            mix=data.mix,
+            scaling=scaling,
+            pretrain=initial_part(pretrain),
+            max_documents=recipe.evaluate.max_documents,
+            hardware=hardware,
+            compute=compute,
+        )
+        plan += [Stage("mix", "herd.pretrain.mix_search:search_mix", 1, searching, same("shards"))]
+    plan += [
+        Stage("ladder", "herd.pretrain.ladder:ladder", 2, climbing, same("shards") | searched),
         Stage("forecast", "herd.pretrain.forecast:write_forecast", 1, forecasting, same("ladder", "shards")),
     ]
     for name in members:
-        plan += _member_stages(recipe, scaling, pretrain, name, hardware)
+        plan += _member_stages(recipe, data, scaling, pretrain, name, hardware)
     return plan
 
 
@@ -63,7 +78,7 @@ def data_stages(data: Data, tokenizer: Tokenizer, seed: int, base: Path) -> list
         Stage("sources", "herd.data.sources:collect", 2, reading, facts=sources.fingerprint(reading)),
         Stage("curate", "herd.data.curate:curate", 2, curation, same("sources"), facts=curate.fingerprint(curation)),
         Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
-        Stage("shards", "herd.data.shards:shard", 1, ShardSettings(seed=seed), same("curate", "tokenizer")),
+        Stage("shards", "herd.data.shards:shard", 2, ShardSettings(seed=seed), same("curate", "tokenizer")),
     ]
 
 
@@ -74,7 +89,7 @@ def _needed(recipe: Recipe) -> tuple[Data, Scaling, Pretrain]:
 
 
 def _member_stages(
-    recipe: Recipe, scaling: Scaling, pretrain: Pretrain, name: str, hardware: dict[str, str]
+    recipe: Recipe, data: Data, scaling: Scaling, pretrain: Pretrain, name: str, hardware: dict[str, str]
 ) -> Iterator[Stage]:
     from herd.deploy.export import ExportSettings
     from herd.evaluate.member import MemberEvaluation
@@ -89,6 +104,7 @@ def _member_stages(
             raise HerdError(f"member {name}: size: {problem}; give heads, or another dim or head_dim")
     common: dict[str, Any] = {
         "seed": recipe.family.seed,
+        "mix": training_part(data.mix),
         "max_documents": recipe.evaluate.max_documents,
         "hardware": hardware,
         "threads": recipe.compute.threads,
@@ -98,16 +114,18 @@ def _member_stages(
     def stage(step: str, function: str, settings: Section, inputs: dict[str, str]) -> Stage:
         return Stage(f"{step}-{name}", function, 1, settings, same("shards") | inputs, member=name, alone=False)
 
+    searched = same("mix") if data.mix.search else {}
+
     first = InitialSettings(member=member, scaling=scaling, pretrain=initial_part(pretrain), **common)
-    yield stage("pretrain", "herd.pretrain.initial:initial", first, same("forecast"))
+    yield stage("pretrain", "herd.pretrain.initial:initial", first, same("forecast") | searched)
     last = f"pretrain-{name}"
     if pretrain.long_context:
         longer = StepSettings(member=name, pretrain=without(pretrain, "anneal"), **common)
-        yield stage("long-context", "herd.pretrain.long_context:long_context", longer, {"pretrain": last})
+        yield stage("long-context", "herd.pretrain.long_context:long_context", longer, {"pretrain": last} | searched)
         last = f"long-context-{name}"
     if pretrain.anneal:
         cooling = StepSettings(member=name, pretrain=without(pretrain, "long_context"), **common)
-        inputs = {"pretrain": f"pretrain-{name}", "model": last}
+        inputs = {"pretrain": f"pretrain-{name}", "model": last} | searched
         yield stage("anneal", "herd.pretrain.anneal:anneal", cooling, inputs)
         last = f"anneal-{name}"
     finished = {"model": last, "tokenizer": "tokenizer"}
@@ -133,3 +151,8 @@ def initial_part(pretrain: Pretrain) -> Pretrain:
 def without(pretrain: Pretrain, *steps: str) -> Pretrain:
     """The section with some of its later steps left out."""
     return pretrain.model_copy(update=dict.fromkeys(steps))
+
+
+def training_part(mix: Mix) -> Mix:
+    """What training depends on, so that a change of curation or of a search does not repeat it by itself."""
+    return mix.model_copy(update={"class_caps": {}, "search": None})

@@ -25,7 +25,7 @@ from pydantic import Field, field_serializer
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import cleaning, duplicates, filtering, funnel, listed_files, scoring, writing
+from herd.data import cleaning, decontaminate, duplicates, filtering, funnel, listed_files, scoring, writing
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import file_identity, raw_parts
 from herd.data.domain_scores import DomainCounts, merge, verdicts
@@ -34,7 +34,7 @@ from herd.data.duplicates import Corpus
 from herd.data.engine import Crew, Engine
 from herd.data.language import LanguageTable
 from herd.data.quality import fit_quality, lowest
-from herd.data.topics import fit_topics
+from herd.data.topics import TOPICS, fit_topics
 from herd.data.word_lists import DirtyWords
 from herd.recipe_data import Data
 from herd.recipe_section import Section
@@ -65,7 +65,7 @@ def fingerprint(settings: CurateSettings) -> dict[str, Any]:
     specs = [*data.blocklists, *data.dirty_words]
     facts: dict[str, Any] = {"lists": listed_files.fingerprint(specs, settings.base)} if specs else {}
     if data.decontamination is not None:
-        facts["benchmarks"] = Benchmarks.fingerprint(data.decontamination.paths, settings.base)
+        facts["benchmarks"] = decontaminate.fingerprint(data.decontamination.paths, settings.base)
     return facts
 
 
@@ -96,30 +96,25 @@ def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft)
         _publish_models(out)
 
 
-class _Lists(NamedTuple):
-    """Lists of the recipe, read once and written as arrays that every task maps."""
-
-    blocklist: Path | None
-    benchmarks: Path | None
-
-
-def _prepare(settings: CurateSettings, folder: Path) -> _Lists:
+def _prepare(settings: CurateSettings, folder: Path) -> Path | None:
+    """Read the recipe's lists once, for what is wrong with them to be said first; the blocklist as an array's file."""
     data, base = settings.data, settings.base
-    folder.mkdir(exist_ok=True)
-    blocklist, benchmarks = folder / "blocklist.npy", folder / "benchmarks.npz"
-    if data.blocklists:
-        found = DomainList.load(data.blocklists, base)
-        console.say(f"blocklists: {found.entries:,} domains")
-        found.write(blocklist)
     if data.dirty_words:
         found = DirtyWords.load(data.dirty_words, base, data.languages)
         console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.entries.items()))
         if missing := sorted(set(data.languages) - found.languages):
             console.warn(f"data.dirty_words has no list for {', '.join(missing)}: text in it is not looked at")
     if data.decontamination is not None:
-        rules = data.decontamination
-        Benchmarks.load(rules.paths, base, rules.ngram).write(benchmarks)
-    return _Lists(blocklist if data.blocklists else None, benchmarks if data.decontamination else None)
+        found = Benchmarks.load(data.decontamination.paths, base, data.decontamination.ngram)
+        console.say(f"decontamination: {found.count:,} n-grams of {', '.join(found.names)}")
+    if unknown := sorted(set(data.mix.class_caps) - set(TOPICS)):
+        raise HerdError(f"data.mix.class_caps: no class '{unknown[0]}'; there are {', '.join(TOPICS)}")
+    if not data.blocklists:
+        return None
+    found = DomainList.load(data.blocklists, base)
+    console.say(f"blocklists: {found.entries:,} domains and addresses")
+    found.write(folder / "blocklist.npy")
+    return folder / "blocklist.npy"
 
 
 class _Work(NamedTuple):
@@ -136,11 +131,8 @@ class _Work(NamedTuple):
         documents = sum(pq.read_metadata(path).num_rows for path in self.raw)
         return max(1, -(-documents // self.settings.data.line_bucket_documents))
 
-    def _lists(self) -> _Lists:
-        return _prepare(self.settings, self.folder / "lists")
-
     def clean(self) -> list[dict[str, Any]]:
-        lists, buckets = self._lists(), self.buckets
+        blocklist, buckets = _prepare(self.settings, self.folder), self.buckets
         tasks = [
             (
                 path.stem,
@@ -150,7 +142,7 @@ class _Work(NamedTuple):
                     path.stem,
                     self.settings.data,
                     buckets,
-                    lists.blocklist,
+                    blocklist,
                     self.settings.base,
                 ),
             )
@@ -172,7 +164,7 @@ class _Work(NamedTuple):
         return corpus, sites
 
     def filter(self, corpus: Corpus, sites: dict[int, tuple[str, float, float]]) -> list[dict[str, Any]]:
-        lists, buckets, settings = self._lists(), self.buckets, self.settings
+        buckets, settings = self.buckets, self.settings
         reference = settings.data.quality.reference
         tasks = [
             (
@@ -184,7 +176,6 @@ class _Work(NamedTuple):
                     buckets,
                     sites,
                     settings.base,
-                    lists.benchmarks,
                     tuple(reference),
                     settings.seed,
                 ),
@@ -203,6 +194,10 @@ class _Work(NamedTuple):
                 for kind in counts.files:
                     totals[kind] = totals.get(kind, 0) + counts[kind]
         np.savez(self.folder / "words.npz", **totals)
+        rules = self.settings.data.decontamination
+        if rules is not None and rules.common_documents:
+            found = (np.load(self.folder / f"{name}.benchmarks.npy") for name in corpus.names)
+            np.save(self.folder / "common.npy", decontaminate.common(found, rules.common_documents))
         models = self.folder / "models"
         models.mkdir(exist_ok=True)
         reference, seed = self.settings.data.quality.reference, self.settings.seed
@@ -227,6 +222,8 @@ class _Work(NamedTuple):
                     self.folder / "words.npz",
                     self.folder / "models",
                     reference,
+                    self.settings.base,
+                    self.settings.data.decontamination,
                 ),
             )
             for name in corpus.names

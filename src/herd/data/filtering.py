@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from herd.data.funnel import Ledger
 from herd.data.lines import without_repeated
 from herd.data.quality import Sample, lowest, sample_of
 from herd.data.word_lists import MAX_PER_1000, is_dirty, word_count
-from herd.data.words import Tokens, tokens
-from herd.recipe_data import Data
+from herd.data.words import Hashes, Tokens, tokens
+from herd.recipe_data import Data, Decontamination
 
 _SAMPLE_LINES = 3
 
@@ -34,7 +35,6 @@ class Filtering(NamedTuple):
     line_buckets: int
     sites: dict[int, tuple[str, float, float]]
     base: Path
-    benchmarks: Path | None
     reference: tuple[str, ...]
     seed: int
 
@@ -57,6 +57,7 @@ def apply(task: Filtering) -> dict[str, Any]:
             samples.append(sample_of(row["id"], row["source"], row["path"], row["url"], row["language"], done))
         books = ledger.books()
     np.savez(folder / f"{name}.words.npz", **counts)  # pyright: ignore[reportArgumentType]
+    np.save(folder / f"{name}.benchmarks.npy", np.concatenate([np.empty(0, np.uint64), *judge.found]))
     save_samples(folder / f"{name}.learn.npz", lowest(samples, task.reference, task.seed))
     return {"books": books, "documents": len(samples)}
 
@@ -85,6 +86,16 @@ def load_samples(paths: Iterable[Path]) -> Iterator[Sample]:
             start += length
 
 
+@cache
+def _loaded(paths: tuple[str, ...], base: Path, ngram: int) -> Benchmarks:
+    return Benchmarks.load(paths, base, ngram)
+
+
+def benchmarks_of(rules: Decontamination, base: Path) -> Benchmarks:
+    """The benchmarks that a recipe names, read once a process."""
+    return _loaded(tuple(rules.paths), base, rules.ngram)
+
+
 class _Judge:
     """The steps on one document, with the slices of the decisions that concern the part."""
 
@@ -95,7 +106,9 @@ class _Judge:
         self._ids, self._sites = corpus.array("ids"), corpus.array("sites")
         self._repeated = corpus.array("repeated")
         self._dirty = dirty_words(task.data, task.base)
-        self._benchmarks = Benchmarks.open(task.benchmarks) if task.benchmarks else None
+        rules = task.data.decontamination
+        self._benchmarks = benchmarks_of(rules, task.base) if rules is not None and rules.common_documents else None
+        self.found: list[Hashes] = []
 
     def is_copy(self, row: dict[str, Any], number: int, ledger: Ledger) -> bool:
         """Enter the steps that compare documents up to the one that drops it, if one does."""
@@ -136,12 +149,8 @@ class _Judge:
         if bad is not None:
             return ledger.drop(row, "heuristics", bad.rule, bad.score, bad.threshold, row["bytes"], row["text"])
         ledger.show_passed(row, "heuristics", row["text"])
-        ledger.enter("contamination", row["bytes"])
-        if self._benchmarks is not None and (hit := self._benchmarks.worst(parts)) is not None:
-            benchmark, hits = hit
-            limit = self._limit
-            if hits > limit:
-                return ledger.drop(row, "contamination", benchmark, hits, limit, row["bytes"], row["text"])
+        if self._benchmarks is not None:
+            self.found.append(self._benchmarks.found_in(parts))
         return parts
 
     def _dirty_words(self, row: dict[str, Any], parts: Tokens) -> heuristics.Verdict | None:
@@ -153,11 +162,6 @@ class _Judge:
         )
         share = 1000 * count / max(1, words)
         return heuristics.Verdict("dirty_words", share, MAX_PER_1000) if is_dirty(count, words) else None
-
-    @property
-    def _limit(self) -> int:
-        rules = self._data.decontamination
-        return rules.max_hits if rules is not None else 0
 
     def _without_lines(self, row: dict[str, Any], parts: Tokens, number: int, ledger: Ledger) -> Tokens:
         bucket = int(self._ids[number]) % self._task.line_buckets

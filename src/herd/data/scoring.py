@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.data import outliers, quality
+from herd.data.decontaminate import Benchmarks
 from herd.data.documents import read_rows
-from herd.data.filtering import corpus_of
+from herd.data.filtering import benchmarks_of, corpus_of
 from herd.data.quality import QualityModels
 from herd.data.technical import reasoning_score
 from herd.data.topics import TopicModel, cap
 from herd.data.words import tokens
-from herd.recipe_data import Data
+from herd.recipe_data import Data, Decontamination
 
 
 class Scoring(NamedTuple):
@@ -32,6 +33,15 @@ class Scoring(NamedTuple):
     corpora: Path
     models: Path
     reference: tuple[str, ...]
+    base: Path
+    decontamination: Decontamination | None
+
+    def benchmarks(self) -> Benchmarks | None:
+        """The benchmarks to keep out, less the phrases that many documents share."""
+        if self.decontamination is None:
+            return None
+        found, common = benchmarks_of(self.decontamination, self.base), self.corpora.parent / "common.npy"
+        return found.without(np.load(common)) if self.decontamination.common_documents else found
 
 
 def score(task: Scoring) -> str:
@@ -40,6 +50,7 @@ def score(task: Scoring) -> str:
         shares = {name: outliers.log_shares(counts[name]) for name in counts.files}
     judge = QualityModels.load(task.models) if (task.models / "quality.json").is_file() else None
     topics = TopicModel.load(task.models) if (task.models / "topics.json").is_file() else None
+    benchmarks, max_hits = task.benchmarks(), task.decontamination.max_hits if task.decontamination else 0
     columns: dict[str, list[Any]] = defaultdict(list)
     for row in read_rows(task.filtered):
         parts = tokens(row["text"])
@@ -52,6 +63,9 @@ def score(task: Scoring) -> str:
         columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
         columns["reasoning"].append(reasoning_score(parts))
         columns["bytes"].append(row["bytes"])
+        leak = benchmarks.judge(parts, max_hits) if benchmarks is not None else None
+        columns["leak"].append(leak.rule if leak else "")
+        columns["hits"].append(leak.score if leak else 0.0)
     np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore[reportArgumentType]
     return str(task.out)
 

@@ -56,6 +56,11 @@ def write(task: Writing) -> dict[str, Any]:
 def _drops(row: dict[str, Any], own: dict[str, Any], task: Writing, ledger: Ledger) -> bool:
     """Whether a score drops the document, and the record of it."""
     size, text = row["bytes"], row["text"]
+    ledger.enter("contamination", size)
+    if own["leak"]:
+        rules = task.data.decontamination
+        ledger.drop(row, "contamination", own["leak"], own["hits"], rules.max_hits if rules else 0, size, text)
+        return True
     ledger.enter("outliers", size)
     limit = task.limits.divergence.get(own["cell"])
     if limit is not None and own["divergence"] > limit:

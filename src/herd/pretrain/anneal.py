@@ -13,7 +13,7 @@ from herd.model.formats.native import build, load_native, save_native
 from herd.model.formats.weights import write_tensors
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
-from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, upsampling
+from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, late_mixture, training_mix, upsampling
 from herd.train.average import average_checkpoints
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
@@ -44,8 +44,9 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
         Schedule(rate, 0.0, 0, steps, linear=True),
         steps * sequences * config.context * config.train_flops_per_token(),
     )
+    mixture = late_mixture(shards, training_mix(settings.mix, inputs), initial["tokens"])
     weights = upsampling({**rules.upsample}, shards)
-    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), weights)
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), weights, mixture)
     moments = [round(steps * (i + 1) / rules.checkpoints) for i in range(rules.checkpoints)]
     kept = [out.work / f"average-{step}.safetensors" for step in moments]
 

@@ -9,16 +9,18 @@ import torch
 from pydantic import Field, field_serializer
 
 from herd.artifact import Artifact, Draft
-from herd.console import HerdError
+from herd.console import HerdError, say
 from herd.data.loader import derive_seed
+from herd.data.mix import mix_lines
 from herd.data.shards import Shards, load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import Claim, write_claims
 from herd.model.config import ModelConfig
 from herd.model.formats.native import save_native
 from herd.model.transformer import Transformer, init_weights
-from herd.pretrain.plan import PlannedBatches, TrainingPlan, member_plan
+from herd.pretrain.plan import PlannedBatches, TrainingPlan, member_plan, mixture_for, training_mix
 from herd.recipe import Compute, Member, Pretrain, Scaling, Section
+from herd.recipe_data import Mix
 from herd.scaling.forecast import Forecast
 from herd.train.hardware import Hardware, choose_hardware
 from herd.train.loop import Plan, train
@@ -29,6 +31,7 @@ from herd.train.record import write_training
 class InitialSettings(Section):
     seed: int
     member: Member
+    mix: Mix = Mix()
     scaling: Scaling
     pretrain: Pretrain
     max_documents: int
@@ -59,6 +62,7 @@ class StepSettings(Section):
 
     seed: int
     member: str
+    mix: Mix = Mix()
     pretrain: Pretrain
     max_documents: int
     hardware: dict[str, str]
@@ -83,7 +87,10 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
         )
     hardware = choose_hardware(settings.compute)
     model = new_model(plan.config, derive_seed(settings.seed, "init"), hardware)
-    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
+    mixture, rows = mixture_for(shards, training_mix(settings.mix, inputs), plan.tokens)
+    for line in mix_lines(rows):
+        say(line)
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"), mixture=mixture)
     state = train(
         model,
         next_token,
@@ -95,7 +102,7 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
     )
     save_native(out.folder, plan.config, model.state_dict())
     losses = score_documents(model, shards.heldout, plan.config.context, hardware.dtype, settings.max_documents)
-    write_training(out, state, plan_facts(plan, shards))
+    write_training(out, state, plan_facts(plan, shards) | {"mix": [row._asdict() for row in rows]})
     write_claims(out.folder / "claims.json", _claims(settings.member, losses, plan, found))
 
 

@@ -20,8 +20,18 @@ from herd.data.shards import load_shards
 from herd.evaluate.perplexity import score_documents
 from herd.evidence import Claim, write_claims
 from herd.pretrain.initial import new_model
-from herd.pretrain.plan import PlannedBatches, TrainingPlan, candidate_sizes, model_config, plan_budget
+from herd.pretrain.plan import (
+    PlannedBatches,
+    TrainingPlan,
+    candidate_sizes,
+    mixture_for,
+    model_config,
+    plan_budget,
+    target_tokens,
+    training_mix,
+)
 from herd.recipe import Compute, Pretrain, Scaling, Section, Size
+from herd.recipe_data import Mix
 from herd.scaling.isoflop import Cell, is_bracketed, lowest
 from herd.train.hardware import choose_hardware, cores
 from herd.train.loop import Plan, train
@@ -33,6 +43,7 @@ class LadderSettings(Section):
     """`compute.threads` does not count here: ladder cells always use one thread."""
 
     seed: int
+    mix: Mix = Mix()
     scaling: Scaling
     pretrain: Pretrain
     max_documents: int
@@ -41,7 +52,8 @@ class LadderSettings(Section):
 
     @field_serializer("scaling")
     def _only_what_counts(self, scaling: Scaling) -> dict[str, Any]:
-        return scaling.model_dump(exclude={"forecast_flops", "confidence"})
+        target = set() if self.mix.shares else {"forecast_flops"}  # with shares, caps are set at the target's tokens
+        return scaling.model_dump(exclude={"confidence"} | target)
 
 
 def ladder(settings: LadderSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
@@ -54,6 +66,7 @@ def ladder(settings: LadderSettings, inputs: Mapping[str, Artifact], out: Draft)
     counts = [model_config(s, settings.pretrain, shards.vocab_size).matmul_parameters for s in sizes]
     if counts != sorted(counts):
         raise HerdError("scaling.grid: sizes must go from small to large")
+    settings = settings.model_copy(update={"mix": training_mix(settings.mix, inputs)})
     rows = _Rows(out.work)
     processes = settings.compute.processes or cores()
     with Workers(processes) as workers, progress("ladder: cells") as bar:
@@ -170,7 +183,9 @@ def train_cell(settings: LadderSettings, shards_path: Path, size: Size, budget: 
     plan = plan_budget(config, settings.pretrain, budget)
     hardware = choose_hardware(settings.compute)
     model = new_model(config, derive_seed(settings.seed, "init"), hardware)
-    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"))
+    # The mix is the flagship's, whose text may run out where a cell's would not.
+    mixture, _ = mixture_for(shards, settings.mix, target_tokens(plan, settings.scaling.forecast_flops))
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"), mixture=mixture)
     title = f"  {config.matmul_parameters / 1e6:.3f}M at {budget:.2g} FLOPs"
     steps = Plan(plan.steps, plan.schedule, settings.pretrain.optimizer)
     checkpoints = result.with_suffix(".work")

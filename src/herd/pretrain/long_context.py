@@ -13,7 +13,14 @@ from herd.evidence import write_claims
 from herd.model.formats.native import build, load_native, save_native
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
-from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, long_context_scaling
+from herd.pretrain.plan import (
+    PlannedBatches,
+    Stretch,
+    TrainingPlan,
+    late_mixture,
+    long_context_scaling,
+    training_mix,
+)
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
@@ -50,7 +57,8 @@ def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Dr
         return score_documents(candidate, shards.heldout, long.context_tokens, hardware.dtype, settings.max_documents)
 
     start = min(score(model), score(unstretched), key=lambda losses: losses.nats_per_token)
-    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"))
+    mixture = late_mixture(shards, training_mix(settings.mix, inputs), before["tokens"])
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"), mixture=mixture)
     title = f"{settings.member}: context {long.context_tokens}"
     state = train(
         model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work

@@ -228,6 +228,12 @@ def target_tokens(plan: TrainingPlan, target_flops: float) -> float:
     return plan.tokens * math.sqrt(max(1.0, target_flops / plan.flops))
 
 
+def late_mixture(shards: Shards, mix: Mix, tokens: float) -> Mixture:
+    """The mixture that training on so many tokens ends with, standing still: for the steps that follow it."""
+    end = mixture_for(shards, mix, tokens)[0].end
+    return Mixture(end, end)
+
+
 def upsampling(weights: Mapping[str, float], shards: Shards) -> dict[str, float]:
     """Those of the recipe's weights that name a kind or a group of the shards; a recipe may name more than there is."""
     there = {part for stream in shards.streams for part in (stream, *stream.split("/"))}
