@@ -255,7 +255,6 @@ def found_pairs(pages: list[Page], words: list[Words]) -> list[tuple[int, int, s
         members = group.tolist()
         if 2 <= len(members) <= 40:
             shared.update((a, b) for i, a in enumerate(members) for b in members[i + 1 :])
-    made_from = sum(page.kind == "page" for page in pages)  # pages come first, then what was made of them
     natural: list[tuple[int, int, str, float]] = []
     negative: list[tuple[int, int, str, float]] = []
     for (a, b), count in sorted(shared.items()):
@@ -305,11 +304,11 @@ def _write(
 def _record(kind: str, url: str, day: date, media: str, body: bytes) -> bytes:
     digest = hashlib.sha256(f"{url}{day}".encode() + body).hexdigest()
     name = "-".join((digest[:8], digest[8:12], "4" + digest[13:16], "8" + digest[17:20], digest[20:32]))
-    target = f"WARC-Target-URI: {url}\r\n" if url else ""
-    head = (
-        f"WARC/1.0\r\nWARC-Type: {kind}\r\n{target}WARC-Date: {day}T12:00:00Z\r\nWARC-Record-ID: <urn:uuid:{name}>\r\n"
-    )
-    return f"{head}Content-Type: {media}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body + b"\r\n\r\n"
+    head = ["WARC/1.0", f"WARC-Type: {kind}", f"WARC-Date: {day}T12:00:00Z", f"WARC-Record-ID: <urn:uuid:{name}>"]
+    # Without the second, which Common Crawl writes, datatrove asks libmagic and loses every other page.
+    head += [f"WARC-Target-URI: {url}", "WARC-Identified-Payload-Type: text/html"] if url else []
+    head += [f"Content-Type: {media}", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*head, "", ""]).encode() + body + b"\r\n\r\n"
 
 
 def first_records(found: Corpus, count: int, to: Path, skip: int = 0) -> int:
