@@ -26,6 +26,7 @@ import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,11 +283,8 @@ def _write(
     records, place = [], {}
     unfinished = warc.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
-        file.write(
-            gzip.compress(
-                _record("warcinfo", "", CRAWLED, "application/warc-fields", b"software: herd\r\n"), 6, mtime=0
-            )
-        )
+        file.write(gzip.compress(_record("warcinfo", "", CRAWLED, "application/warc-fields", b"herd\r\n"), 6, mtime=0))
+        start = file.tell()
         for number in order:
             page = pages[number]
             body = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
@@ -297,7 +295,7 @@ def _write(
             facts = {"url": page.url, "date": page.day.isoformat(), "package": page.package, "kind": page.kind}
             records.append({**facts, "bytes": len(page.content), "end": file.tell()})
     found = [{"a": place[a], "b": place[b], "label": label, "jaccard": round(alike, 4)} for a, b, label, alike in pairs]
-    labels.write_text(json.dumps({"records": records, "pairs": found, "licences": licences}))
+    labels.write_text(json.dumps({"records": records, "pairs": found, "licences": licences, "start": start}))
     unfinished.rename(warc)
 
 
@@ -311,10 +309,21 @@ def _record(kind: str, url: str, day: date, media: str, body: bytes) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body + b"\r\n\r\n"
 
 
+def contents(found: Corpus, count: int | None = None) -> Iterator[bytes]:
+    """HTML of the first records, in order."""
+    begin = found.labels["start"]
+    with found.warc.open("rb") as file:
+        file.seek(begin)
+        for record in found.labels["records"][:count]:
+            whole = gzip.decompress(file.read(record["end"] - begin))
+            begin = record["end"]
+            yield whole[-4 - record["bytes"] : -4]
+
+
 def first_records(found: Corpus, count: int, to: Path, skip: int = 0) -> int:
     """Copy records [skip, skip + count) into a WARC of their own; returns their bytes of HTML."""
     records = found.labels["records"]
-    begin = records[skip - 1]["end"] if skip else 0
+    begin = records[skip - 1]["end"] if skip else found.labels["start"]
     chosen = records[skip : skip + count]
     with found.warc.open("rb") as file:
         file.seek(begin)

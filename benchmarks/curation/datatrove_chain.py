@@ -14,7 +14,6 @@ process and its children, after imports and after a small run that loads tokeniz
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import resource
@@ -110,7 +109,6 @@ def run(steps: list[Any], rank: int = 0, world: int = 1) -> None:
         data = step(data, rank, world)
     if data:
         deque(data, maxlen=0)
-    gc.collect()
 
 
 def passed(step: Any) -> int:
