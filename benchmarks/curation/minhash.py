@@ -30,7 +30,7 @@ from herd.data.words import tokens
 
 THRESHOLD = 0.8
 MARGIN = 0.1  # below the threshold by more than this, a merge is an error
-SHORT_DOCUMENTS, SHORT_WORDS, SHORT_STEP = 1_000_000, 18, 6
+SHORT_DOCUMENTS, SHORT_WORDS, SHORT_STEP = 1_000_000, 20, 4
 Keepers = NDArray[np.int64]
 
 
@@ -174,7 +174,7 @@ def reachable(start: int, members: list[int], near: Any) -> list[int]:
 
 
 def short_documents(texts: list[str], count: int = SHORT_DOCUMENTS) -> list[str]:
-    """Lines of at least 40 characters, and of longer lines stretches of 18 words that start every 6 words.
+    """Lines of at least 40 characters, and of longer lines stretches of 20 words that start every 4 words.
 
     The corpus has 0.2M such lines: the overlapping stretches make a million of about 113 bytes of them.
     """
