@@ -161,8 +161,8 @@ class Anneal(Section):
     share: Share | None = Field(default=0.1, description="tokens of this step over tokens of initial pre-training")
     tokens: Positive | None = Field(default=None, description="overrides share")
     checkpoints: int = Field(default=4, ge=1, description="evenly spaced checkpoints that are averaged")
-    upsample: dict[Literal["code", "docs", "prose", "table"], PositiveReal] = Field(
-        default={}, description="weight by kind of document; 1 where not named"
+    upsample: dict[Literal["code", "docs", "prose", "table", "general", "reasoning", "multilingual"], PositiveReal] = (
+        Field(default={}, description="weight by kind of document or group of the mix; 1 where not named")
     )
 
 

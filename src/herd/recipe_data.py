@@ -133,6 +133,24 @@ class Mix(Section):
         default={}, description="knowledge class = largest share of a group's text; beyond it documents are left out"
     )
 
+    @model_validator(mode="after")
+    def _begun(self) -> Mix:
+        if self.late_shares and not self.shares:
+            raise ValueError("late_shares without shares: say what they move away from")
+        return self
+
+
+class MixSearch(Section):
+    """Candidate mixes, compared by what small runs on each say of the target budget (paper 3.1.2)."""
+
+    candidates: dict[Name, dict[Group, PositiveReal]] = Field(
+        min_length=2, description="name = shares, as in [data.mix.shares]"
+    )
+    budgets_flops: list[PositiveReal] = Field(min_length=3, description="of the small runs on every candidate")
+    weights: dict[Group, PositiveReal] = Field(
+        default={}, description="what the loss on each group's held-out text counts; empty: every group the same"
+    )
+
 
 class Decontamination(Section):
     """Benchmarks whose texts may not be trained on: documents that share their n-grams go."""
@@ -177,7 +195,7 @@ class Data(Section):
     decontamination: Decontamination | None = None
     engine: Literal["local", "ray"] = Field(default="local", exclude=True, description="what runs the tasks")
     workers: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
-    part_bytes: Positive = Field(default=32_000_000, exclude=True, description="raw bytes a task takes at once")
+    part_bytes: Positive = Field(default=32_000_000, description="raw bytes a task takes at once; bounds its memory")
 
     @field_validator("source")
     @classmethod

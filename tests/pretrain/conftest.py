@@ -27,8 +27,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
     run = tmp_path_factory.mktemp("shards")
     with publish(run, "shards", "0" * 64, {"inputs": {}}, {}) as out:
-        streams = {"code": np.concatenate(documents(300)), "docs": np.concatenate(documents(100))}
-        save_file(streams, out.folder / "train.safetensors")
+        made = {"code/code": documents(300), "general/docs": documents(100)}
+        save_file({name: np.concatenate(some) for name, some in made.items()}, out.folder / "train.safetensors")
+        where = {f"{name}.starts": np.cumsum([0, *map(len, some)]) for name, some in made.items()}
+        which = {f"{name}.ids": np.arange(len(some), dtype=np.uint64) for name, some in made.items()}
+        save_file(where | which, out.folder / "provenance.safetensors")
         held = documents(20)
         tensors = {
             "tokens": np.concatenate(held),
@@ -36,8 +39,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
             "bytes": np.full(20, 160),
         }
         save_file(tensors, out.folder / "heldout.safetensors")
-        rows = [{"id": str(i), "kind": "code", "language": "en"} for i in range(20)]
-        out.write_json("shards.json", {"schema": 1, "vocab_size": VOCAB, "bos_id": 0, "heldout": rows})
+        groups = ("code", "general")
+        rows = [{"id": str(i), "kind": "code", "group": groups[i % 2], "language": "en"} for i in range(20)]
+        out.write_json("shards.json", {"schema": 2, "vocab_size": VOCAB, "bos_id": 0, "heldout": rows})
     artifact = find(Path(run), "shards", "0" * 64)
     assert artifact is not None
     return artifact

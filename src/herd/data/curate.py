@@ -1,237 +1,314 @@
-"""The stage from raw documents to curated ones, which also writes down what was dropped, by which rule, and why.
+"""The stage from raw documents to curated ones, which also writes down what was dropped or changed, by which rule.
 
-Steps, in the paper's order (3.1.1) with one change: text is extracted first, because personal data and language are
-judged on text. Then personal data, language (before de-duplication, which the paper runs within each language),
-equal texts, near-duplicates, repeated lines, heuristics. Heuristics come last so that a page whose boilerplate lines
-are gone is judged by what is left.
+Steps, in the paper's order (3.1.1) with one change: text is extracted before personal data and language are judged,
+since both are judged on text. Four passes go over the parts of the corpus, as tasks that any engine may run:
 
-The first pass goes over the raw bytes and keeps only hashes in memory; the second goes over the extracted text, and
-holds what it keeps to sort it.
+1. `cleaning`: blocklist, extraction, personal data, language; hashes are written.
+   `duplicates`: whole sites, URLs, equal texts, near-duplicates and repeated lines are decided by key range.
+2. `filtering`: those decisions take effect, rules and benchmarks drop more.
+3. `scoring`: distance from the corpus's words, quality, topic.
+4. `writing`: what scores drop, and the rest.
+
+Memory is bounded by `part_bytes` and the ranges of keys, but for a few numbers a document that say its fate.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import field_serializer
+from herd.data.decontaminate import Benchmarks
+from pydantic import Field, field_serializer
 
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import dedup, heuristics, language, pii
-from herd.data.documents import CURATED, DROPS, Writer, file_identity, read_rows
-from herd.data.extract import extract
-from herd.data.funnel import Funnel
-from herd.data.words import tokens
+from herd.data import cleaning, duplicates, filtering, funnel, language, listed_files, scoring, writing
+from herd.data.documents import file_identity, raw_parts
+from herd.data.domain_scores import DomainCounts, merge, verdicts
+from herd.data.domains import DomainList
+from herd.data.duplicates import Corpus
+from herd.data.engine import Engine, run_tasks
+from herd.data.quality import fit_quality, lowest
+from herd.data.topics import fit_topics
+from herd.data.word_lists import DirtyWords
 from herd.recipe_data import Data
 from herd.recipe_section import Section
 
-STEPS = ("extract", "pii", "language", "exact", "near", "lines", "heuristics")
-LINE_KINDS = ("prose", "docs")  # a line taken from code or from a table breaks it
-ANY_LANGUAGE_KINDS = ("code", "table")
 LARGE_CORPUS = 1_000  # documents; every corpus of this size that we saw held near-duplicates and scraps
-
-_EXTRACTED = pa.schema(
-    [
-        *(CURATED.field(name) for name in ("id", "source", "path", "kind", "language", "licence", "retrieved", "text")),
-        ("verbatim", pa.list_(pa.list_(pa.int32()))),
-    ]
-)
+CLUSTERS_NAMED = 10
 
 
 class CurateSettings(Section):
-    """What changes the outcome of curation: `[data]` without its list of sources, which is the input's affair."""
+    """What changes the outcome of curation: `[data]` without its sources and what training does with the outcome.
+
+    `base` is the folder that paths of lists start from; their contents are facts of the stage.
+    """
 
     data: Data
     seed: int
+    base: Path = Field(default=Path(), exclude=True)
 
     @field_serializer("data")
-    def _without_sources(self, data: Data) -> dict[str, Any]:
-        return data.model_dump(exclude={"source"})
+    def _what_matters(self, data: Data) -> dict[str, Any]:
+        own = data.model_dump(exclude={"source", "mix", "part_bytes"})
+        return own | {"class_caps": data.mix.class_caps}
+
+
+def fingerprint(settings: CurateSettings) -> dict[str, Any]:
+    """Digests of the lists and benchmarks that the recipe names, so that a changed one makes the corpus anew."""
+    data = settings.data
+    specs = [*data.blocklists, *data.dirty_words]
+    facts: dict[str, Any] = {"lists": listed_files.fingerprint(specs, settings.base)} if specs else {}
+    if data.decontamination is not None:
+        facts["benchmarks"] = Benchmarks.fingerprint(data.decontamination.paths, settings.base)
+    return facts
 
 
 def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
-    """Curate inputs["sources"]; writes `documents.parquet`, `drops.parquet` and `funnel.json`.
+    """Curate inputs["sources"]; writes `documents.parquet`, `drops.parquet`, `changes.parquet`, `samples.parquet`
+    and `funnel.json`.
 
     Documents that are kept and documents that were dropped add up to the input. Raises HerdError where less text is
-    left than `data.min_bytes`.
+    left than `data.min_bytes`, or a list of the recipe can't be read.
     """
-    extracted = out.work / "extracted.parquet"
-    with Writer(out.folder / "drops.parquet", DROPS) as drops:
-        funnel = Funnel(STEPS, drops)
-        index = _first_pass(settings.data, inputs["sources"].file("documents.parquet"), extracted, funnel)
-        index.decide(settings.data, funnel)
-        _second_pass(settings, index, extracted, out.folder / "documents.parquet", funnel)
-    _complain(funnel, settings.data)
-    out.write_json("funnel.json", funnel.summary())
-    for name in ("documents.parquet", "drops.parquet"):
-        out.identify(name, file_identity(out.folder / name))
-    extracted.unlink()
+    raw = raw_parts(inputs["sources"].path)
+    work = _Work(settings, out.work, raw, Engine(settings.data.engine, settings.data.workers))
+    cleaned = work.clean()
+    corpus, sites = work.compare(cleaned)
+    filtered = work.filter(corpus, sites)
+    scores = work.score(corpus)
+    written = work.write(corpus, scores)
+    names = [(out.work, f"{name}.{step}") for step in ("clean", "filter", "write") for name in corpus.names]
+    funnel.write_records(out.folder, names)
+    writing.join([out.work / f"{name}.final.parquet" for name in corpus.names], out.folder / "documents.parquet")
+    books = funnel.summary(funnel.add_up(part["books"] for part in [*cleaned, *filtered, *written]))
+    books |= _facts(corpus, cleaned, sites)
+    _complain(books, settings.data)
+    out.write_json("funnel.json", books)
+    for name in ("documents", "drops", "changes", "samples"):
+        out.identify(f"{name}.parquet", file_identity(out.folder / f"{name}.parquet"))
+    if (out.work / "models").is_dir():
+        _publish_models(out)
 
 
-class _Index:
-    """What is remembered of each extracted document between the passes: hashes and sizes, no text."""
+class _Lists(NamedTuple):
+    """Lists of the recipe, read once and written as arrays that every task maps."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []  # id, source, path: for the record of drops
-        self.bytes: list[int] = []
-        self.digests: list[bytes] = []
-        self.signatures = dedup.Signatures()
-        self.lines = dedup.LineCounter()
-        self.dropped: set[int] = set()
-
-    def add(self, row: dict[str, Any]) -> None:
-        parts = tokens(row["text"])
-        self.rows.append({name: row[name] for name in ("id", "source", "path")})
-        self.bytes.append(len(parts.data))
-        self.digests.append(dedup.text_digest(row["text"]))
-        self.signatures.add(parts)
-
-    def decide(self, data: Data, funnel: Funnel) -> None:
-        """Find the documents that are copies of another."""
-        ids = [row["id"] for row in self.rows]
-        keeper = dedup.exact_duplicates(self.digests, ids)
-        self._drop("exact", "same_text", keeper, np.ones(len(ids)), 1.0, range(len(ids)), funnel)
-        left = [i for i in range(len(ids)) if i not in self.dropped]
-        found = dedup.near_duplicates(
-            self.signatures.array()[left],
-            np.array([self.bytes[i] for i in left], np.int64),
-            [ids[i] for i in left],
-            data.near_duplicate_similarity,
-        )
-        self._drop("near", "minhash", found.keeper, found.score, data.near_duplicate_similarity, left, funnel)
-
-    def _drop(
-        self, step: str, rule: str, keeper: Any, score: Any, threshold: float, which: Any, funnel: Funnel
-    ) -> None:
-        sizes = [self.bytes[i] for i in which]
-        funnel.enter(step, len(sizes), sum(sizes))
-        for position, index in enumerate(which):
-            if keeper[position] != position:
-                funnel.drop(self.rows[index], step, rule, float(score[position]), threshold, self.bytes[index])
-                self.dropped.add(index)
+    blocklist: Path | None
+    benchmarks: Path | None
 
 
-def _first_pass(data: Data, raw: Path, extracted: Path, funnel: Funnel) -> _Index:
-    """Extract, mask and identify every document; writes the text of those that go on to `extracted`."""
-    index = _Index()
-    read = 0
-    with pq.ParquetFile(raw) as file:
-        total = file.metadata.num_rows
-    with console.progress("extract", total) as bar, Writer(extracted, _EXTRACTED, weigh="text") as writer:
-        for number, row in enumerate(read_rows(raw)):
-            read += len(row["content"])
-            bar.update(number, console.human_bytes(read))
-            if (done := _clean(row, data.languages, funnel)) is not None:
-                writer.write(done)
-                index.add(done)
-    return index
+def _prepare(settings: CurateSettings, folder: Path) -> _Lists:
+    data, base = settings.data, settings.base
+    folder.mkdir(exist_ok=True)
+    blocklist, benchmarks = folder / "blocklist.npy", folder / "benchmarks.npz"
+    if data.blocklists:
+        found = DomainList.load(data.blocklists, base)
+        console.say(f"blocklists: {found.entries:,} domains")
+        found.write(blocklist)
+    if data.dirty_words:
+        found = DirtyWords.load(data.dirty_words, base, data.languages).entries
+        console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.items()))
+    if data.decontamination is not None:
+        rules = data.decontamination
+        Benchmarks.load(rules.paths, base, rules.ngram).write(benchmarks)
+    return _Lists(blocklist if data.blocklists else None, benchmarks if data.decontamination else None)
 
 
-def _clean(row: dict[str, Any], languages: list[str], funnel: Funnel) -> dict[str, Any] | None:
-    """One raw document as extracted text with its language; None where a step dropped it."""
-    content = row.pop("content")
-    media = row.pop("media")
-    funnel.enter("extract", 1, len(content))
-    try:
-        page = extract(content, media)
-    except UnicodeError:
-        return funnel.drop(row, "extract", "not_text", 0.0, 1.0, len(content))
-    if not page.text.strip():
-        return funnel.drop(row, "extract", "no_text", 0.0, 1.0, len(content))
-    funnel.note("encodings", page.encoding)
-    if not page.complete:
-        funnel.note("cut_short", media)
+class _Work(NamedTuple):
+    """The passes over one corpus; `folder` survives a kill, and every pass goes on where it stopped."""
 
-    size = len(page.text.encode("utf-8", "replace"))
-    funnel.enter("pii", 1, size)
-    masked = pii.mask(page.text, row["kind"])
-    for name, count in masked.counts.items():
-        funnel.note("masked", name, count)
-    if masked.is_directory:
-        return funnel.drop(row, "pii", "directory", masked.emails_per_kb, pii.MAX_EMAILS_PER_KB, size)
+    settings: CurateSettings
+    folder: Path
+    raw: list[Path]
+    engine: Engine
 
-    size = len(masked.text.encode("utf-8", "replace"))
-    funnel.enter("language", 1, size)
-    code, confidence = language.identify(masked.text)
-    if row["kind"] not in ANY_LANGUAGE_KINDS and code not in languages:
-        funnel.note("other_languages", code)
-        return funnel.drop(row, "language", "other_language", confidence, 0.0, size)
-    return {**row, "language": code, "text": masked.text, "verbatim": page.verbatim}
+    @property
+    def buckets(self) -> int:
+        """Buckets of documents in which lines are counted apart."""
+        documents = sum(pq.read_metadata(path).num_rows for path in self.raw)
+        return max(1, -(-documents // self.settings.data.line_bucket_documents))
+
+    def _lists(self) -> _Lists:
+        return _prepare(self.settings, self.folder / "lists")
+
+    def clean(self) -> list[dict[str, Any]]:
+        lists, buckets = self._lists(), self.buckets
+        tasks = [
+            (
+                path.stem,
+                cleaning.Cleaning(
+                    path,
+                    self.folder,
+                    path.stem,
+                    self.settings.data,
+                    buckets,
+                    lists.blocklist,
+                    self.settings.base,
+                ),
+            )
+            for path in self.raw
+        ]
+        return run_tasks(self.engine, "text and hashes", cleaning.clean, tasks, self.folder / "clean")
+
+    def compare(self, cleaned: list[dict[str, Any]]) -> tuple[Corpus, dict[int, tuple[str, float, float]]]:
+        data = self.settings.data
+        names = [path.stem for path in self.raw]
+        corpus = duplicates.join_facts(self.folder, names, [part["documents"] for part in cleaned])
+        found = verdicts(_sites(cleaned))
+        sites = {cleaning.text_key(site): tuple(verdict) for site, verdict in found.items()}
+        duplicates.decide(corpus, data, np.array(sorted(sites), np.uint64), self.engine)
+        lines = sum(len(np.load(f"{path}.keys.npy", mmap_mode="r")) for path, _ in corpus.runs("lines"))
+        corpus.save("repeated", duplicates.repeated_lines(corpus, lines, data.line_repeats, self.engine))
+        return corpus, sites
+
+    def filter(self, corpus: Corpus, sites: dict[int, tuple[str, float, float]]) -> list[dict[str, Any]]:
+        lists, buckets, settings = self._lists(), self.buckets, self.settings
+        reference = settings.data.quality.reference
+        tasks = [
+            (
+                name,
+                filtering.Filtering(
+                    corpus,
+                    number,
+                    settings.data,
+                    buckets,
+                    sites,
+                    settings.base,
+                    lists.benchmarks,
+                    tuple(reference),
+                    settings.seed,
+                ),
+            )
+            for number, name in enumerate(corpus.names)
+        ]
+        filtered = run_tasks(self.engine, "filter", filtering.apply, tasks, self.folder / "filter")
+        self._learn(corpus)
+        return filtered
+
+    def _learn(self, corpus: Corpus) -> None:
+        """What the scores need: the corpora's words, and classifiers trained on a sample."""
+        totals: dict[str, Any] = {}
+        for name in corpus.names:
+            with np.load(self.folder / f"{name}.words.npz") as counts:
+                for kind in counts.files:
+                    totals[kind] = totals.get(kind, 0) + counts[kind]
+        np.savez(self.folder / "words.npz", **totals)
+        models = self.folder / "models"
+        models.mkdir(exist_ok=True)
+        reference, seed = self.settings.data.quality.reference, self.settings.seed
+        paths = [self.folder / f"{name}.learn.npz" for name in corpus.names]
+        samples = lowest(filtering.load_samples(paths), reference, seed)
+        with console.progress("learn what it is about"):
+            try:
+                fit_topics(samples, seed).save(models)
+            except HerdError as error:  # a small corpus: documents go without topics
+                console.say(str(error))
+            if reference:
+                fit_quality(samples, reference, seed).save(models)
+
+    def score(self, corpus: Corpus) -> list[str]:
+        reference = tuple(self.settings.data.quality.reference)
+        tasks = [
+            (
+                name,
+                scoring.Scoring(
+                    self.folder / f"{name}.filtered.parquet",
+                    self.folder / f"{name}.scores.npz",
+                    self.folder / "words.npz",
+                    self.folder / "models",
+                    reference,
+                ),
+            )
+            for name in corpus.names
+        ]
+        return run_tasks(self.engine, "score", scoring.score, tasks, self.folder / "score")
+
+    def write(self, corpus: Corpus, scores: Sequence[str]) -> list[dict[str, Any]]:
+        data, seed = self.settings.data, self.settings.seed
+        limits = scoring.limits(scores, data)
+        tasks = [
+            (name, writing.Writing(self.folder, name, file, limits, data, seed))
+            for name, file in zip(corpus.names, scores, strict=True)
+        ]
+        return run_tasks(self.engine, "write", writing.write, tasks, self.folder / "write")
 
 
-def _second_pass(settings: CurateSettings, index: _Index, extracted: Path, final: Path, funnel: Funnel) -> None:
-    """Take boilerplate lines out, judge what is left, and write it sorted by id."""
-    data = settings.data
-    for number, row in enumerate(read_rows(extracted, ["kind", "text", "verbatim"])):
-        if number not in index.dropped and row["kind"] in LINE_KINDS:
-            index.lines.add(tokens(row["text"]), row["verbatim"])
-    index.lines.close(data.line_repeats)
-    kept: list[dict[str, Any]] = []
-    with console.progress("filter", len(index.rows)) as bar:
-        for number, row in enumerate(read_rows(extracted)):
-            bar.update(number)
-            if (
-                number not in index.dropped
-                and (done := _judge(row, index.bytes[number], index, data, funnel)) is not None
-            ):
-                done["split"] = split_of(done["id"], settings.seed, data.held_out_share)
-                kept.append(done)
-    kept.sort(key=lambda row: row["id"])
-    with Writer(final, CURATED, weigh="text") as writer:
-        for row in kept:
-            funnel.keep(row)
-            writer.write(row)
+def _sites(cleaned: list[dict[str, Any]]) -> dict[str, DomainCounts]:
+    """Counts of every site, over all parts."""
+    total: dict[str, DomainCounts] = {}
+    for part in cleaned:
+        merge({site: DomainCounts(*values) for site, values in part["sites"].items()}, total)
+    return total
 
 
-def _judge(row: dict[str, Any], size: int, index: _Index, data: Data, funnel: Funnel) -> dict[str, Any] | None:
-    verbatim = row.pop("verbatim")
-    parts = tokens(row["text"])
-    funnel.enter("lines", 1, size)
-    if row["kind"] in LINE_KINDS:
-        row["text"], removed = index.lines.clean(row["text"], parts, verbatim)
-        if removed:
-            parts = tokens(row["text"])
-            funnel.trim("lines", "repeated_line", removed, size - len(parts.data))
-    funnel.enter("heuristics", 1, len(parts.data))
-    bad = heuristics.judge(row["text"], parts, row["kind"], data.min_document_bytes, data.max_document_bytes)
-    if bad is not None:
-        return funnel.drop(row, "heuristics", bad.rule, bad.score, bad.threshold, len(parts.data))
-    return {**row, "bytes": len(parts.data)}
+def _facts(corpus: Corpus, cleaned: list[dict[str, Any]], sites: Mapping[int, Any]) -> dict[str, Any]:
+    """What `funnel.json` says besides counts: languages, sites that went, and the largest clusters of copies."""
+    fate, keeper, ids = corpus.array("fate"), corpus.array("keeper"), corpus.array("ids")
+    copies = keeper[np.isin(fate, [duplicates.URL, duplicates.EXACT, duplicates.NEAR])]
+    kept, sizes = np.unique(copies, return_counts=True)
+    largest = np.lexsort((ids[kept], -sizes))[:CLUSTERS_NAMED]
+    names = {cleaning.text_key(site): site for part in cleaned for site in part["sites"]}
+    return {
+        "languages": language.merge_tables([part["languages"] for part in cleaned]),
+        "sites_dropped": [
+            {"site": names[key], "rule": verdict[0], "score": verdict[1], "threshold": verdict[2]}
+            for key, verdict in sorted(sites.items(), key=lambda item: names[item[0]])
+        ],
+        "clusters": {
+            "count": len(kept),
+            "documents": int(sizes.sum()) + len(kept),
+            "largest": [{"kept": f"{int(ids[kept[i]]):016x}", "documents": int(sizes[i]) + 1} for i in largest],
+        },
+    }
 
 
-def split_of(document: str, seed: int, held_out_share: float) -> str:
-    """train or heldout, from the seed and the document's id alone: adding documents moves none of the others.
+def _publish_models(out: Draft) -> None:
+    """The classifiers that were trained, with what they showed on documents held out from them."""
+    target = out.folder / "models"
+    target.mkdir()
+    for path in sorted((out.work / "models").iterdir()):
+        (target / path.name).write_bytes(path.read_bytes())
 
-    Of near-duplicates that were found all but one were dropped; looser copies may lie on both sides.
-    """
-    digest = hashlib.sha256(f"{seed}\0{document}".encode()).digest()
-    return "heldout" if int.from_bytes(digest[:8], "big") < held_out_share * 2**64 else "train"
 
-
-def _complain(funnel: Funnel, data: Data) -> None:
-    """Warn of a step that drops everything; raise HerdError where too little is left."""
-    for step in funnel.exhausted():
+def _complain(books: Mapping[str, Any], data: Data) -> None:
+    """Warn of a step that drops everything or, where that is odd, nothing; raise HerdError where too little is left."""
+    for step in funnel.exhausted(books):
         console.warn(f"curation: the step '{step}' dropped every document it was given; see funnel.json")
-    for step in funnel.idle(("near", "heuristics"), LARGE_CORPUS):
+    for step in idle(books, data):
         console.warn(
             f"curation: the step '{step}' dropped nothing, which is odd for so many documents; see funnel.json"
         )
-    splits: Counter[str] = funnel.splits
-    if funnel.bytes_kept < data.min_bytes:
-        worst = ", ".join(f"{rule} ({count:,})" for rule, count in funnel.worst_rules(3))
+    kept = books["kept"]
+    if kept["bytes"] < data.min_bytes:
+        worst = ", ".join(f"{rule} ({count:,})" for rule, count in funnel.worst_rules(books, 3))
         raise HerdError(
-            f"curation left {console.human_bytes(funnel.bytes_kept)} of text, data.min_bytes asks for "
+            f"curation left {console.human_bytes(kept['bytes'])} of text, data.min_bytes asks for "
             f"{console.human_bytes(data.min_bytes)}: add sources, or lower data.min_bytes"
             + (f"; most documents were dropped by {worst}" if worst else "")
         )
     for name in ("train", "heldout"):
-        if not splits[name]:
+        if not kept["splits"].get(name):
             console.warn(f"curation: no document in the split '{name}'; data.held_out_share is {data.held_out_share:g}")
+
+
+def idle(books: Mapping[str, Any], data: Data) -> list[str]:
+    """Steps that dropped and changed nothing where some were to be expected: asked for, or a large corpus."""
+    expected = {"near": LARGE_CORPUS, "lines": LARGE_CORPUS, "heuristics": LARGE_CORPUS}
+    if data.blocklists:
+        expected["blocklist"] = LARGE_CORPUS
+    if data.quality.drop_share:
+        expected["quality"] = 1
+    if data.decontamination is not None:
+        expected["contamination"] = LARGE_CORPUS
+    return [
+        step["step"]
+        for step in books["steps"]
+        if step["documents_in"] >= expected.get(step["step"], 1 << 62)
+        and not step["documents_dropped"]
+        and not step["rules"]
+    ]

@@ -120,13 +120,13 @@ def document_id(source: str, path: str) -> str:
 class Writer:
     """Writes rows as Parquet, one row group at a time. Use in a `with` block; the file is whole when it ends."""
 
-    def __init__(self, path: Path, schema: pa.Schema, weigh: str | None = None) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, weigh: str | None = None, compression: str = "zstd") -> None:
         """`weigh` names the column whose length decides when a row group is full."""
         self._schema = schema
         self._weigh = weigh
         self._rows: list[Mapping[str, Any]] = []
         self._bytes = 0
-        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+        self._file = pq.ParquetWriter(path, schema, compression=compression)
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
@@ -146,6 +146,11 @@ class Writer:
         if kind is None:
             self._flush()
         self._file.close()
+
+
+def raw_parts(folder: Path) -> list[Path]:
+    """The files of raw documents of a published `sources`, in their order."""
+    return sorted((folder / "documents").glob("*.parquet"))
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from herd.data.html import page_text
+from herd.data.page_kinds import Features, Kind
 
 _COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.MULTILINE)
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([-\w]+)""", re.IGNORECASE)
@@ -22,13 +23,16 @@ class Extracted(NamedTuple):
     """Text of a document, the encoding its bytes were in, and which lines are verbatim (code, not prose).
 
     `verbatim` holds pairs [first line, line after the last) that line-level cleaning must leave alone. `complete` is
-    false where a bound on the size of a page cut it short.
+    false where a bound on the size of a page cut it short. `page` is the variant of extraction that a page of HTML
+    got by its `features`; "" for other media.
     """
 
     text: str
     encoding: str = "utf-8"
     verbatim: tuple[tuple[int, int], ...] = ()
     complete: bool = True
+    page: Kind = ""
+    features: Features = Features()
 
 
 def extract(content: bytes, media: str) -> Extracted:
@@ -36,7 +40,7 @@ def extract(content: bytes, media: str) -> Extracted:
     text, encoding = decode(content, media)
     if media == "html":
         page = page_text(text)
-        return Extracted(page.text, encoding, page.verbatim, page.complete)
+        return Extracted(page.text, encoding, page.verbatim, page.complete, page.kind, page.features)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if media == "markdown":
         text, verbatim = strip_markdown(text)

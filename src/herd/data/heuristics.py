@@ -8,11 +8,13 @@ are numbers. All counts come from one byte histogram and one pass for words (`wo
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from herd.data.words import Tokens, ngrams
+from herd.data.words import tokens as hash_words
 
 
 class Verdict(NamedTuple):
@@ -33,21 +35,50 @@ class Profile(NamedTuple):
     longest_line: float | None = None
     long_words: float | None = None  # largest share of bytes in words of 60 bytes and more
     repeated_lines: float | None = None  # largest share of letters in lines that stood in the document before
+    stop_words: int | None = None  # least number of distinct function words of the language
+    bullets: float | None = None  # largest share of lines that begin with a bullet
+    ellipses: float | None = None  # largest share of lines that end in ...
+    hashes: float | None = None  # largest number of # signs and ellipses a word
     top_ngrams: float | None = None  # factor on Gopher's limits on the most frequent n-gram
     repeated_ngrams: float | None = None  # factor on Gopher's limits on repeated n-grams
     generated: bool = False
+    placeholder: bool = False  # "lorem ipsum" (C4: Raffel et al. 2020, 2.2)
 
 
+# Gopher (Rae et al. 2021, A1.1): mean word length 3 to 10, two of eight function words, 90% bullets and 30% ellipses
+# of lines, a tenth of a # or ellipsis a word, and 80% of words with a letter; bytes of letters are stricter, so 0.6.
+_PROSE = Profile(
+    letters=0.6,
+    word_length=(3, 10),
+    repeated_lines=0.2,
+    long_words=0.1,
+    stop_words=2,
+    bullets=0.9,
+    ellipses=0.3,
+    hashes=0.1,
+    top_ngrams=1,
+    repeated_ngrams=1,
+    placeholder=True,
+)
+# Manuals hold tables, options and code: shorter words, more signs. References say the same of one function after
+# another: with Gopher's own limits a fifth of Django's, SQLite's and Apache's manuals would go.
+_DOCS = _PROSE._replace(
+    letters=0.4,
+    word_length=(2.5, 12),
+    repeated_lines=0.4,
+    long_words=0.2,
+    stop_words=None,
+    hashes=None,
+    top_ngrams=1.75,
+    repeated_ngrams=3,
+)
+# By kind of document, and for pages by what is on them (paper 3.1.1: code and reasoning pages have heuristics of their
+# own): listings have few letters and repeat themselves, formulas have short words and many signs.
 PROFILES = {
-    # Gopher: mean word length 3 to 10, and 80% of words with a letter; bytes of letters are stricter, so 0.6.
-    "prose": Profile(
-        letters=0.6, word_length=(3, 10), repeated_lines=0.2, long_words=0.1, top_ngrams=1, repeated_ngrams=1
-    ),
-    # Manuals hold tables, options and code: shorter words, more signs. References say the same of one function after
-    # another: with Gopher's own limits a fifth of Django's, SQLite's and Apache's manuals would go.
-    "docs": Profile(
-        letters=0.4, word_length=(2.5, 12), repeated_lines=0.4, long_words=0.2, top_ngrams=1.75, repeated_ngrams=3
-    ),
+    "prose": _PROSE,
+    "docs": _DOCS,
+    "docs/code": _DOCS._replace(letters=0.3, word_length=(2, 14), repeated_lines=0.5, top_ngrams=2.5),
+    "docs/reasoning": _DOCS._replace(letters=0.25, word_length=(1.5, 12), top_ngrams=2.5),
     # StarCoder (Li et al. 2023, 3.1): no line over 1,000 characters, mean below 100, a quarter letters at least.
     "code": Profile(
         letters=0.25,
@@ -60,6 +91,16 @@ PROFILES = {
     ),
     "table": Profile(longest_line=5000),
 }
+# Function words that any text of a language has, ours: the commonest that no other of these languages shares. Gopher
+# names eight of English.
+_STOP_WORDS = {
+    "en": "the be to of and that have with",
+    "de": "der die und das ist nicht mit auch ein zu",
+    "es": "el los las que una por con para del y",
+    "fr": "le les des est une dans pour que et du",
+    "it": "il che di per una con sono della non e",
+    "pt": "que os não uma para com dos em do e",
+}
 TOP_NGRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))
 DUPLICATE_NGRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 LONG_WORD_BYTES = 60
@@ -70,21 +111,30 @@ _GENERATED = re.compile(
     r"|\bdo not (?:edit|modify)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
+_PLACEHOLDER = re.compile(r"lorem\s+ipsum\s+dolor", re.IGNORECASE)
 GENERATED_HEAD = 600  # characters in which a generated file says so
 
 
-def judge(text: str, tokens: Tokens, kind: str, min_bytes: int, max_bytes: int) -> Verdict | None:
-    """The first rule that drops a document of this kind, or None; the two bounds are on its UTF-8 length."""
+def judge(
+    text: str, tokens: Tokens, kind: str, min_bytes: int, max_bytes: int, page: str = "", language: str = ""
+) -> Verdict | None:
+    """The first rule that drops a document of this kind, or None; the two bounds are on its UTF-8 length.
+
+    `page` is how a page was extracted (article, code, reasoning), `language` the language it was found to be in.
+    """
     size = len(tokens.data)
     if size < min_bytes:
         return Verdict("too_short", size, min_bytes)
     if size > max_bytes:
         return Verdict("too_long", size, max_bytes)
-    profile = PROFILES[kind]
+    profile = PROFILES.get(f"{kind}/{page}") or PROFILES[kind]
     return (
         _bytes(tokens, profile)
         or _lines(tokens, profile)
+        or _line_ends(tokens, profile)
         or _words(tokens, profile)
+        or (_stop_words(tokens, profile.stop_words, language) if profile.stop_words else None)
+        or (_placeholder(text) if profile.placeholder else None)
         or (_generated(text) if profile.generated else None)
         or repetition(tokens, profile.top_ngrams, profile.repeated_ngrams)
     )
@@ -114,6 +164,61 @@ def _lines(tokens: Tokens, profile: Profile) -> Verdict | None:
         if share > profile.repeated_lines:
             return Verdict("repeated_lines", share, profile.repeated_lines)
     return None
+
+
+_BULLETS = np.zeros(256, np.bool_)
+_BULLETS[[42, 45, 43]] = True  # * - +
+_BULLET_SIGN = "•".encode()
+_ELLIPSIS = "…".encode()
+
+
+def _line_ends(tokens: Tokens, profile: Profile) -> Verdict | None:
+    """Shares of lines that begin with a bullet or end in an ellipsis, and signs that stand for cut text."""
+    if profile.bullets is None or profile.ellipses is None:
+        return None
+    starts, ends = tokens.line_edges
+    full = ends - starts > 3
+    if not full.any():
+        return None
+    data, starts, ends = tokens.data, starts[full], ends[full]
+    bullet = _BULLETS[data[starts]] & (data[starts + 1] == 32)
+    if tokens.histogram[_BULLET_SIGN[0]]:
+        bullet |= _stands(data, starts, _BULLET_SIGN)
+    if (share := float(bullet.mean())) > profile.bullets:
+        return Verdict("bullets", share, profile.bullets)
+    cut = _stands(data, ends - 3, b"...")
+    if tokens.histogram[_ELLIPSIS[0]]:
+        cut |= _stands(data, ends - 3, _ELLIPSIS)
+    if (share := float(cut.mean())) > profile.ellipses:
+        return Verdict("ellipses", share, profile.ellipses)
+    if profile.hashes is not None:
+        signs = (int(tokens.histogram[35]) + int(cut.sum())) / max(1, len(tokens.words))
+        if signs > profile.hashes:
+            return Verdict("signs", signs, profile.hashes)
+    return None
+
+
+def _stands(data: np.ndarray, at: np.ndarray, sign: bytes) -> np.ndarray:
+    """Where three given bytes stand."""
+    return (data[at] == sign[0]) & (data[at + 1] == sign[1]) & (data[at + 2] == sign[2])
+
+
+@cache
+def _hashes_of(language: str) -> np.ndarray | None:
+    words = _STOP_WORDS.get(language)
+    return np.unique(hash_words(words).words) if words else None
+
+
+def _stop_words(tokens: Tokens, least: int, language: str) -> Verdict | None:
+    known = _hashes_of(language)
+    if known is None or len(tokens.words) < MIN_WORDS_FOR_REPETITION:
+        return None
+    found = int(np.isin(known, tokens.words).sum())
+    return Verdict("few_stop_words", found, least) if found < least else None
+
+
+def _placeholder(text: str) -> Verdict | None:
+    return Verdict("placeholder_text", 1.0, 0.0) if _PLACEHOLDER.search(text) else None
 
 
 def _words(tokens: Tokens, profile: Profile) -> Verdict | None:

