@@ -1,0 +1,144 @@
+"""Our chain over a WARC in a process of its own, and how its time and memory grow with the corpus.
+
+    python scaling.py --warc FOLDER --work FOLDER --workers N [--warm FOLDER]
+
+One line of JSON: CPU and wall seconds of `collect` and `curate` as `herd data curate` runs them, with all rules on, and
+peak memory. Imports are not counted; with --warm a small folder is curated first, so that models and lists are loaded.
+Memory is the peak of the process and of each worker at its largest, added up: an upper bound, since peaks need not
+meet and pages that processes share count twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DOUBLINGS = (8, 4, 2, 1)  # the corpus divided by these
+WORKERS = (1, 2)
+Figures = dict[str, float]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--warc", type=Path, required=True)
+    options.add_argument("--work", type=Path, required=True)
+    options.add_argument("--workers", type=int, default=1)
+    options.add_argument("--warm", type=Path)
+    chosen = options.parse_args()
+    if chosen.warm:
+        chain(chosen.warm, chosen.work / "warm", 1)
+    print(json.dumps(chain(chosen.warc, chosen.work / "run", chosen.workers)))
+
+
+def chain(warc: Path, run: Path, workers: int) -> Figures:
+    """Curate a folder into a run folder, as the stages of a recipe do."""
+    from herd.artifact import find, publish
+    from herd.data.curate import CurateSettings, curate
+    from herd.data.engine import Engine
+    from herd.data.sources import CollectSettings, collect
+    from herd.recipe_data import Data, Folder
+
+    source = Folder(kind="folder", name="crawl", path=str(warc))
+    data = Data(source=[source], min_bytes=1, workers=workers)
+    run.mkdir(parents=True, exist_ok=True)
+    before, started = cpu(), time.perf_counter()
+    with publish(run, "sources", "0" * 64, {}, {}) as draft:
+        collect(CollectSettings(sources=[source], base=warc, engine=Engine("local", workers)), {}, draft)
+    sources = find(run, "sources", "0" * 64)
+    assert sources is not None
+    between = cpu()
+    with publish(run, "curate", "0" * 64, {}, {}) as draft:
+        curate(CurateSettings(data=data, seed=1), {"sources": sources}, draft)
+    curated = find(run, "curate", "0" * 64)
+    assert curated is not None
+    kept = json.loads(curated.file("funnel.json").read_text())["kept"]
+    return {
+        "cpu-s": cpu() - before,
+        "collect-s": between - before,
+        "wall-s": time.perf_counter() - started,
+        "peak-gb": peak(workers),
+        "documents-kept": kept["documents"],
+    }
+
+
+def cpu() -> float:
+    """CPU seconds so far of this process and its ended children."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+def peak(workers: int) -> float:
+    """Peak memory of this process and of `workers` children as large as the largest, GB."""
+    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + (workers * child if workers > 1 else 0)) * 1024 / 1e9
+
+
+def process(warc: Path, workers: int, warm: Path | None = None, work: Path | None = None) -> Figures:
+    """`chain` in a process of its own; its run stays in `work` where one is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--warc", str(warc), "--work", str(work or folder)]
+        command += ["--workers", str(workers)] + (["--warm", str(warm)] if warm else [])
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"curating {warc} failed:\n{done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def grow(found: Any, folder: Path) -> dict[int, list[tuple[float, Figures]]]:
+    """By workers: (MB of HTML, figures) for the corpus' first eighth, quarter, half, and all of it."""
+    from curation.corpus import first_records
+
+    sizes: list[tuple[float, Path]] = []
+    records = len(found.labels["records"])
+    for part in DOUBLINGS:
+        (folder / f"part{part}").mkdir(parents=True)
+        size = first_records(found, records // part, folder / f"part{part}" / "crawl.warc.gz")
+        sizes.append((size / 1e6, folder / f"part{part}"))
+    return {workers: [(size, process(warc, workers)) for size, warc in sizes] for workers in WORKERS}
+
+
+def draw(grown: Mapping[int, Sequence[tuple[float, Figures]]], to: Path) -> None:
+    """Wall time and peak memory over the size of the corpus, a line for each number of workers."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours = dict(zip(grown, ("#0072b2", "#d55e00"), strict=False))  # of Okabe and Ito's, as in the report
+    settings: Any = {
+        "font.size": 9.8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#b0b0b0",
+        "axes.labelcolor": "#606060", "xtick.color": "#606060", "ytick.color": "#606060", "axes.linewidth": 0.8,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(8.2, 3.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, name, label in zip(panels, ("wall-s", "peak-gb"), ("seconds", "peak memory, GB"), strict=True):
+            for workers, points in grown.items():
+                sizes, values = [size for size, _ in points], [figures[name] for _, figures in points]
+                axes.plot(sizes, values, "o-", color=colours[workers], linewidth=1.3, markersize=4.5)
+                text = "1 worker" if workers == 1 else f"{workers} workers"
+                at = (sizes[-1], values[-1])
+                axes.annotate(text, at, (6, 0), textcoords="offset points", va="center", color=colours[workers])
+            sizes = [size for size, _ in next(iter(grown.values()))]
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+            axes.minorticks_off()
+            axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.9)
+            if name == "wall-s":
+                axes.set_yscale("log", base=2)
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            else:
+                axes.set_ylim(0)
+            axes.set_xlabel("MB of HTML")
+            axes.set_ylabel(label)
+        figure.savefig(to, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
