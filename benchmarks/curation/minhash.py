@@ -1,15 +1,15 @@
 """MinHash de-duplication: speed of signatures, quality against labels, and a million short documents.
 
     python minhash.py --texts FILE --warm FILE      signatures of a JSONL file, as datatrove_chain.py computes them
-    python minhash.py --hash FILE --arrays FOLDER   digests and signatures of its documents, kept as arrays
-    python minhash.py --join FOLDER                 equal and near-duplicate documents, from those arrays alone
+    python minhash.py --hash FILE --work FOLDER     hashes of its documents, written as the first pass of curation does
+    python minhash.py --join FOLDER                 equal and near-duplicate documents, decided from those
 
-Each prints one JSON line; CPU seconds are the process's after imports and what is loaded once.
+Each prints one JSON line; CPU seconds are the process's after imports, without reading the JSONL file.
 
-Truth is computed, never assumed: the exact Jaccard similarity of word 5-grams of the very texts that are de-duplicated.
-Recall: of the labelled pairs of at least 0.8, those that end with the same keeper. False merges: of the documents that
-the near-duplicate step merged, those that no chain of pairs of at least 0.7 ties to their keeper. Documents that only
-such a chain ties to a keeper below 0.7 are reported as chained.
+Truth is computed, never assumed: the exact Jaccard similarity of word 5-grams of the very texts that are compared.
+Recall: of the labelled pairs of at least 0.8 whose pages both reach the comparison, those that end with one keeper.
+False merges: of the documents that the near-duplicate step dropped, those that no chain of pairs of at least 0.7 ties
+to their keeper. Documents that only such a chain ties to a keeper less alike than 0.7 are counted as chained.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ import argparse
 import json
 import resource
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from herd.data import dedup
+from herd.data import cleaning, duplicates, minhash
+from herd.data.documents import Writer, document_id
+from herd.data.engine import Engine
 from herd.data.words import tokens
+from herd.recipe_data import Data, Folder
 
 THRESHOLD = 0.8
 MARGIN = 0.1  # below the threshold by more than this, a merge is an error
-SHORT_DOCUMENTS, SHORT_WORDS, SHORT_STEP = 1_000_000, 20, 4
-Keepers = NDArray[np.int64]
+SHORT_DOCUMENTS, SHORT_WORDS, SHORT_STEP = 1_000_000, 20, 3
+PART_DOCUMENTS = 100_000
+DATA = Data(source=[Folder(kind="folder", name="short", path=".")], workers=1)
 
 
 def main() -> None:
@@ -39,14 +43,14 @@ def main() -> None:
     options.add_argument("--texts", type=Path)
     options.add_argument("--warm", type=Path)
     options.add_argument("--hash", type=Path)
-    options.add_argument("--arrays", type=Path)
+    options.add_argument("--work", type=Path)
     options.add_argument("--join", type=Path)
     chosen = options.parse_args()
     if chosen.texts:
         signatures(chosen.warm)
         print(json.dumps(signatures(chosen.texts)))
     elif chosen.hash:
-        print(json.dumps(hashed(chosen.hash, chosen.arrays)))
+        print(json.dumps(hashed(chosen.hash, chosen.work)))
     else:
         print(json.dumps(joined(chosen.join)))
 
@@ -68,69 +72,63 @@ def signatures(texts: Path) -> dict[str, float]:
     start = cpu()
     count = sum(1 for _ in read(texts))
     between = cpu()
-    made = dedup.Signatures()
+    made = minhash.Signatures()
     for text in read(texts):
         made.add(tokens(text))
     made.array()
     return {"cpu-s": (cpu() - between) - (between - start), "read-s": between - start, "documents-read": count}
 
 
-def hashed(texts: Path, arrays: Path) -> dict[str, float]:
-    """Digests, lengths and signatures of all documents, written as numpy arrays."""
+def hashed(texts: Path, work: Path) -> dict[str, float]:
+    """The facts that the first pass keeps of each document, in parts, without extraction and language."""
+    start, names, counts = cpu(), [], []
+    work.mkdir(parents=True, exist_ok=True)
+    day = date(2026, 3, 1)
+    rows = enumerate(read(texts))
+    while batch := [row for row, _ in zip(rows, range(PART_DOCUMENTS), strict=False)]:
+        names.append(f"{len(names):05}")
+        counts.append(len(batch))
+        facts = cleaning._Facts(cleaning.Cleaning(work, work, names[-1], DATA, 1, None, work))
+        with Writer(work / f"{names[-1]}.extracted.parquet", cleaning.EXTRACTED, weigh="text") as writer:
+            for number, text in batch:
+                parts = tokens(text)
+                row = {
+                    "id": document_id("short", str(number)), "source": "short", "path": str(number), "url": "",
+                    "kind": "code", "page": "", "language": "", "licence": "", "retrieved": day, "text": text,
+                    "verbatim": [], "bytes": len(parts.data),
+                }  # fmt: skip
+                writer.write(row)
+                facts.add(row, parts)
+        facts.write()
+    (work / "parts.json").write_text(json.dumps([names, counts]))
+    return {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": sum(counts)}
+
+
+def joined(work: Path) -> dict[str, float]:
+    """CPU seconds and peak memory of everything beyond hashing: exchange, similarities, connected components."""
+    names, counts = json.loads((work / "parts.json").read_text())
     start = cpu()
-    digests, lengths, made = [], [], dedup.Signatures()
-    for text in read(texts):
-        parts = tokens(text)
-        digests.append(dedup.text_digest(text))
-        lengths.append(len(parts.data))
-        made.add(parts)
-    arrays.mkdir(parents=True, exist_ok=True)
-    np.save(arrays / "digests.npy", np.frombuffer(b"".join(digests), "V16"))
-    np.save(arrays / "lengths.npy", np.array(lengths, np.int64))
-    np.save(arrays / "signatures.npy", made.array())
-    return {"cpu-s": cpu() - start, "rss-gb": peak()}
+    corpus = duplicates.join_facts(work, names, counts)
+    fates = duplicates.decide(corpus, DATA, np.empty(0, np.uint64), Engine("local", 1))
+    figures = {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": corpus.documents}
+    dropped = {name: int((fates.fate == fate).sum()) for fate, name in duplicates.STEP_OF.items()}
+    return figures | {"exact": dropped["exact"], "near": dropped["near"]}
 
 
-def joined(arrays: Path) -> dict[str, float]:
-    """De-duplicate from arrays: CPU seconds and peak memory of everything but hashing."""
-    start = cpu()
-    digests = [one.tobytes() for one in np.load(arrays / "digests.npy")]
-    lengths = np.load(arrays / "lengths.npy")
-    made = np.load(arrays / "signatures.npy", mmap_mode="r")
-    ids = [f"{number:07d}" for number in range(len(lengths))]
-    equal, keeper = deduplicated(digests, made, lengths, ids)
-    clusters = len(np.unique(keeper))
-    return {
-        "cpu-s": cpu() - start, "rss-gb": peak(), "documents": len(ids), "kept": clusters,
-        "equal": int((equal != np.arange(len(ids))).sum()),
-    }  # fmt: skip
-
-
-def deduplicated(
-    digests: list[bytes], made: NDArray[np.uint32], lengths: NDArray[np.int64], ids: list[str]
-) -> tuple[Keepers, Keepers]:
-    """For each document the equal one kept in its place, and then the near-duplicate kept in that one's place."""
-    equal = dedup.exact_duplicates(digests, ids)
-    left = np.flatnonzero(equal == np.arange(len(ids)))
-    near = dedup.near_duplicates(made[left], lengths[left], [ids[i] for i in left.tolist()], THRESHOLD).keeper
-    keeper = np.arange(len(ids))
-    keeper[left] = left[near]
-    return equal, keeper[equal]
-
-
-def quality(texts: list[str], labels: dict[str, Any]) -> dict[str, float]:
-    """Recall and false merges over the corpus, as the module says; `texts` as the extractor gives them now."""
+def quality(texts: list[str], labels: dict[str, Any], drops: list[dict[str, Any]], warc: str) -> dict[str, float]:
+    """Recall and false merges of a curated WARC: its texts in the order of records, labels, and table of drops."""
     from curation.corpus import Texts, jaccard
 
-    made, words = dedup.Signatures(), Texts()
-    parts = [tokens(text) for text in texts]
-    for one in parts:
-        made.add(one)
-    digests = [dedup.text_digest(text) for text in texts]
-    lengths = np.array([len(one.data) for one in parts], np.int64)
-    equal, keeper = deduplicated(digests, made.array(), lengths, [f"{number:07d}" for number in range(len(texts))])
+    starts = [labels["start"], *(record["end"] for record in labels["records"][:-1])]
+    number_of = {document_id("crawl", f"{warc}#{start}"): number for number, start in enumerate(starts)}
+    keeper, step = list(range(len(texts))), [""] * len(texts)
+    for row in drops:
+        number = number_of[row["id"]]
+        step[number] = row["step"]
+        keeper[number] = number_of[row["kept"]] if row["kept"] else number
+    compared = [name not in ("blocklist", "extract", "pii", "language", "domains") for name in step]
 
-    known: dict[int, Any] = {}
+    words, known = Texts(), {}
 
     def alike(a: int, b: int) -> float:
         for number in (a, b):
@@ -138,45 +136,48 @@ def quality(texts: list[str], labels: dict[str, Any]) -> dict[str, float]:
                 known[number] = words.of(texts[number])
         return jaccard(known[a], known[b])
 
-    truth = [(pair["a"], pair["b"], pair["label"], alike(pair["a"], pair["b"])) for pair in labels["pairs"]]
     figures: dict[str, float] = {}
+    truth = [
+        (pair["label"], alike(pair["a"], pair["b"]), keeper[pair["a"]] == keeper[pair["b"]])
+        for pair in labels["pairs"]
+        if compared[pair["a"]] and compared[pair["b"]]
+    ]
     for label in ("mirror", "natural", "copy", "recrawl"):
-        pairs = [(a, b) for a, b, name, exact in truth if name == label and exact >= THRESHOLD]
-        figures[f"recall-{label}-pairs"] = len(pairs)
-        figures[f"recall-{label}"] = share([keeper[a] == keeper[b] for a, b in pairs])
-    for low, high in ((0.8, 0.85), (0.85, 0.9), (0.9, 1.01)):
-        found = [keeper[a] == keeper[b] for a, b, name, exact in truth if name == "mirror" and low <= exact < high]
-        figures[f"recall-mirror-{low}-to-{min(high, 1.0)}"] = share(found)
-        figures[f"recall-mirror-{low}-to-{min(high, 1.0)}-pairs"] = len(found)
-    negatives = [keeper[a] == keeper[b] for a, b, name, exact in truth if name == "hard-negative"]
-    figures |= {"hard-negatives": len(negatives), "hard-negatives-merged": sum(map(bool, negatives))}
+        found = [same for name, exact, same in truth if name == label and exact >= THRESHOLD]
+        figures |= {f"{label}-pairs": len(found), f"{label}-recall": share(found)}
+    for low, high in ((0.8, 0.85), (0.85, 0.9), (0.9, 1.0)):
+        found = [same for name, exact, same in truth if name == "mirror" and low <= exact < high]
+        figures |= {f"mirror-{low}-{high}-pairs": len(found), f"mirror-{low}-{high}-recall": share(found)}
+    negatives = [same for name, exact, same in truth if name == "hard-negative" and exact < THRESHOLD - MARGIN]
+    figures |= {"hard-negatives": len(negatives), "hard-negatives-merged": sum(negatives)}
 
     groups: dict[int, list[int]] = defaultdict(list)
-    for number in np.flatnonzero(equal == np.arange(len(texts))).tolist():
-        groups[int(keeper[number])].append(number)
-    merged = false = chained = 0
+    for number, name in enumerate(step):
+        if name == "near":
+            groups[keeper[number]].append(number)
+    false = chained = 0
     for kept, members in groups.items():
         tied = reachable(kept, members, lambda a, b: alike(a, b) >= THRESHOLD - MARGIN)
-        merged += len(members) - 1
         false += len(members) - len(tied)
-        chained += sum(alike(kept, one) < THRESHOLD - MARGIN for one in tied if one != kept)
+        chained += sum(alike(kept, one) < THRESHOLD - MARGIN for one in tied)
+    merged = step.count("near")
     return figures | {"merged": merged, "merged-false": false, "chained": chained, "false-merges": false / max(1, merged)}
 
 
-def reachable(start: int, members: list[int], near: Any) -> list[int]:
-    """Members that a chain of near pairs ties to `start`, with it."""
-    found, rest = [start], [one for one in members if one != start]
+def reachable(start: int, members: list[int], near: Callable[[int, int], bool]) -> list[int]:
+    """Members that a chain of near pairs ties to `start`."""
+    found, rest = [start], list(members)
     for one in found:
         closer = [other for other in rest if near(one, other)]
         found += closer
         rest = [other for other in rest if other not in closer]
-    return found
+    return found[1:]
 
 
 def short_documents(texts: list[str], count: int = SHORT_DOCUMENTS) -> list[str]:
-    """Lines of at least 40 characters, and of longer lines stretches of 20 words that start every 4 words.
+    """Lines of at least 40 characters, and of longer lines stretches of 20 words that start every 3 words.
 
-    The corpus has 0.2M such lines: the overlapping stretches make a million of about 113 bytes of them.
+    The corpus has 0.2M such lines: overlapping stretches make a million of 112 bytes of them.
     """
     found: list[str] = []
     for text in texts:
@@ -191,8 +192,8 @@ def short_documents(texts: list[str], count: int = SHORT_DOCUMENTS) -> list[str]
     return found[:count]
 
 
-def share(found: list[Any]) -> float:
-    return sum(map(bool, found)) / len(found) if found else float("nan")
+def share(found: list[bool]) -> float:
+    return sum(found) / len(found) if found else 1.0
 
 
 def cpu() -> float:
