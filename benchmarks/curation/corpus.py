@@ -323,7 +323,7 @@ def contents(found: Corpus, count: int | None = None) -> Iterator[bytes]:
 def first_records(found: Corpus, count: int, to: Path, skip: int = 0) -> int:
     """Copy records [skip, skip + count) into a WARC of their own; returns their bytes of HTML."""
     records = found.labels["records"]
-    begin = records[skip - 1]["end"] if skip else found.labels["start"]
+    begin = records[skip - 1]["end"] if skip else 0
     chosen = records[skip : skip + count]
     with found.warc.open("rb") as file:
         file.seek(begin)

@@ -20,6 +20,7 @@ import resource
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def hashed(texts: Path, work: Path) -> dict[str, float]:
     work.mkdir(parents=True, exist_ok=True)
     day = date(2026, 3, 1)
     rows = enumerate(read(texts))
-    while batch := [row for row, _ in zip(rows, range(PART_DOCUMENTS), strict=False)]:
+    while batch := list(islice(rows, PART_DOCUMENTS)):
         names.append(f"{len(names):05}")
         counts.append(len(batch))
         facts = cleaning._Facts(cleaning.Cleaning(work, work, names[-1], DATA, 1, None, work))
@@ -161,7 +162,12 @@ def quality(texts: list[str], labels: dict[str, Any], drops: list[dict[str, Any]
         false += len(members) - len(tied)
         chained += sum(alike(kept, one) < THRESHOLD - MARGIN for one in tied)
     merged = step.count("near")
-    return figures | {"merged": merged, "merged-false": false, "chained": chained, "false-merges": false / max(1, merged)}
+    return figures | {
+        "merged": merged,
+        "merged-false": false,
+        "chained": chained,
+        "false-merges": false / max(1, merged),
+    }
 
 
 def reachable(start: int, members: list[int], near: Callable[[int, int], bool]) -> list[int]:
@@ -203,8 +209,9 @@ def cpu() -> float:
 
 
 def peak() -> float:
-    """Peak resident memory of this process, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """Peak resident memory of this process, GB. (ru_maxrss begins with that of the process it was started from.)"""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":
