@@ -235,9 +235,8 @@ def report(outcome: Outcome) -> None:
     for name, asked, less in TARGETS:
         value = (outcome.figures | outcome.ratios)[name]
         met = value <= asked if less else value >= asked
-        print(
-            f"{'met' if met else 'MISSED':7} {name} {say(name, value)} (asked {'<=' if less else '>='} {say(name, asked)})"
-        )
+        bound = f"{'<=' if less else '>='} {say(name, asked)}"
+        print(f"{'met' if met else 'MISSED':7} {name} {say(name, value)} (asked {bound})")
     print(json.dumps({"benchmark": "curate", "figures": figures, "ratios": ratios, "machine": machine()}))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 DOUBLINGS = (8, 4, 2, 1)  # the corpus divided by these
 WORKERS = (1, 2)
-DIRTY_WORDS = "npm:naughty-words==1.2.0:en.json"  # downloaded on the first run and kept in the user's cache
+DIRTY_WORDS = "npm:naughty-words==1.2.0:package/en.json"  # downloaded on the first run and kept in the user's cache
 Figures = dict[str, float]
 
 
