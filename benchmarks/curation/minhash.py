@@ -111,7 +111,7 @@ def joined(work: Path) -> dict[str, float]:
     start = cpu()
     corpus = duplicates.join_facts(work, names, counts)
     fates = duplicates.decide(corpus, DATA, np.empty(0, np.uint64), Engine("local", 1))
-    figures = {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": corpus.documents}
+    figures: dict[str, float] = {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": corpus.documents}
     dropped = {name: int((fates.fate == fate).sum()) for fate, name in duplicates.STEP_OF.items()}
     return figures | {"exact": dropped["exact"], "near": dropped["near"]}
 

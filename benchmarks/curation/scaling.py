@@ -19,7 +19,9 @@ import sys
 import tempfile
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +130,11 @@ def grow(found: Any, folder: Path) -> dict[int, list[tuple[float, Figures]]]:
     from curation.corpus import first_records
 
     sizes: list[tuple[float, Path]] = []
-    records = len(found.labels["records"])
+    ends = list(accumulate(record["bytes"] for record in found.labels["records"]))
     for part in DOUBLINGS:
         (folder / f"part{part}").mkdir(parents=True)
-        size = first_records(found, records // part, folder / f"part{part}" / "crawl.warc.gz")
+        records = bisect_left(ends, ends[-1] / part) + 1  # by bytes: pages differ too much in size
+        size = first_records(found, records, folder / f"part{part}" / "crawl.warc.gz")
         sizes.append((size / 1e6, folder / f"part{part}"))
     return {workers: [(size, process(warc, workers)) for size, warc in sizes] for workers in WORKERS}
 
