@@ -14,7 +14,8 @@ labels). 3,600 response records of about 150 MB of HTML:
 The labels (JSON) hold the pairs with their exact similarity. Two more kinds of pair are found, not made: pages that
 are near-duplicates by nature (0.8 and more), and hard negatives, pages of one package that are alike (0.3 to 0.7).
 Candidates for both are pairs that share sixteenths of their 5-grams' hashes; the similarity stored is the exact one.
-Same packages, same seed, same bytes.
+Same packages, seed and extractor: same bytes. Another extractor finds other similarities of the same pages, so whoever
+uses a label computes the similarity again.
 """
 
 from __future__ import annotations

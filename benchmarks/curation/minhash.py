@@ -143,6 +143,8 @@ def quality(texts: list[str], labels: dict[str, Any], drops: list[dict[str, Any]
         for pair in labels["pairs"]
         if compared[pair["a"]] and compared[pair["b"]]
     ]
+    near = [same for _, exact, same in truth if exact >= THRESHOLD]
+    figures |= {"labelled-pairs": len(near), "recall": share(near)}
     for label in ("mirror", "natural", "copy", "recrawl"):
         found = [same for name, exact, same in truth if name == label and exact >= THRESHOLD]
         figures |= {f"{label}-pairs": len(found), f"{label}-recall": share(found)}
