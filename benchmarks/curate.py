@@ -206,8 +206,7 @@ def million(found: Corpus, peer: Path, sizes: Sizes, folder: Path) -> Outcome:
     hashed = side(Path(sys.executable), "minhash.py", "--hash", texts, "--work", work)
     joined = side(Path(sys.executable), "minhash.py", "--join", work)
     figures = {f"dedup-1m-{name}": value for name, value in joined.items()}
-    figures["dedup-1m-bytes"] = texts.stat().st_size / hashed["documents"]
-    return Outcome(figures | {f"dedup-1m-hashing-{name}": hashed[name] for name in ("cpu-s", "rss-gb")}, {})
+    return Outcome(figures | {f"dedup-1m-hashing-{name}": value for name, value in hashed.items()}, {})
 
 
 def plain(found: Corpus, count: int | None = None) -> list[str]:

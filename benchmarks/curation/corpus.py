@@ -1,9 +1,7 @@
 """A WARC of real documentation pages with labelled near-duplicates, built from Debian packages.
 
-    python benchmarks/curation/corpus.py FOLDER
-
 Nothing of it is stored here: `apt-get download` brings the packages, which keep their own licences (named in the
-labels). 3,600 response records of about 150 MB of HTML:
+labels). 3,600 response records of about 180 MB of HTML:
 
 - pages: a sample of each package by the hash of their paths, at https://docs.example/PACKAGE/PATH;
 - mirrors, 12.5% of the records: a page on another host with another title, header and footer, 1 to 3% of its words
@@ -24,8 +22,6 @@ import gzip
 import hashlib
 import json
 import random
-import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -33,11 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from curation.mirrors import NEAR, Texts, Words, framed, jaccard, mirrored
 from herd.data.cache import folder as cache
 from herd.data.debian import Apt, read_package
-from herd.data.extract import extract
 from herd.data.readers import Skipped
 from herd.data.words import ngrams
 
@@ -57,10 +52,8 @@ PAGES = {  # how many pages of each package; all where it has fewer
 MIRRORS, COPIES, RECRAWLS = 450, 50, 60
 HARD_NEGATIVES = 300
 CRAWLED = date(2026, 3, 1)
-NEAR = 0.8  # a near-duplicate, as `data.near_duplicate_similarity` has it
 ALIKE, UNLIKE = 0.3, 0.7  # hard negatives lie between
 MIN_WORDS = 60  # a page that is edited has more: on shorter ones a new footer is a new text
-Words = NDArray[np.int64]
 
 
 class Corpus(NamedTuple):
@@ -78,11 +71,12 @@ class Page(NamedTuple):
 
 
 def corpus(quick: bool = False) -> Corpus:
-    """The corpus from the user's cache, built where this file has changed or it isn't there; quick: a tenth of it.
+    """The corpus from the user's cache, built where these files have changed or it isn't there; quick: a tenth of it.
 
     Raises herd.data.readers.Unavailable where a package can't be had.
     """
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("corpus.py", "mirrors.py"))
+    version = hashlib.sha256(code).hexdigest()[:12]
     warc = cache("benchmarks") / f"curation-{version}{'-quick' if quick else ''}.warc.gz"
     labels = warc.with_suffix(".json")
     if not (warc.exists() and labels.exists()):
@@ -109,7 +103,7 @@ def build(warc: Path, labels: Path, fraction: int = 1) -> None:
         add(number, pages[number]._replace(url=_elsewhere(pages[number], "copy.example"), kind="copy"), "copy")
     for number in numbers[COPIES // fraction : (COPIES + RECRAWLS) // fraction]:
         page, later = pages[number], pages[number].day + timedelta(30)
-        content = _framed(page.content.decode(), f"Crawled on {later}", draw).encode()
+        content = framed(page.content.decode(), f"Crawled on {later}", draw).encode()
         add(number, page._replace(day=later, kind="recrawl", content=content), "recrawl")
     made = 0  # how many mirrors
     for number in numbers[(COPIES + RECRAWLS) // fraction :]:
@@ -140,105 +134,6 @@ def originals(fraction: int) -> tuple[list[Page], dict[str, str]]:
             day = CRAWLED + timedelta(int(hashlib.sha256(one.path.encode()).hexdigest()[:4], 16) % 28)
             pages.append(Page(f"https://docs.example/{package}/{one.path}", day, package, "page", one.content))
     return pages, licences
-
-
-class Texts:
-    """Words of pages as numbers, equal for equal words: what similarities are computed from."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def words(self, content: bytes) -> Words:
-        text = extract(content, "html").text
-        return self.of(text)
-
-    def of(self, text: str) -> Words:
-        known = self._numbers
-        found = re.findall(r"\w+", text.lower())
-        return np.array([known.setdefault(word, len(known)) for word in found], np.int64)
-
-
-def jaccard(a: Words, b: Words, size: int = 5) -> float:
-    """Exact Jaccard similarity of the sets of word n-grams; nothing is hashed. Texts of fewer words are one n-gram."""
-    if min(len(a), len(b)) < size:
-        return float(len(a) == len(b) and bool((a == b).all()))
-    left, right = len(a) - size + 1, len(b) - size + 1
-    codes = np.concatenate([a[:left], b[:right]])
-    for offset in range(1, size):  # numbers below 2^31 for the grams so far, extended by one word and made dense again
-        following = np.concatenate([a[offset : offset + left], b[offset : offset + right]])
-        codes = np.unique(codes << 32 | following, return_inverse=True)[1]
-    both = len(np.intersect1d(codes[:left], codes[left:]))
-    return both / (len(np.unique(codes)))
-
-
-_BODY = re.compile(r"<body[^>]*>", re.IGNORECASE)
-_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_HIDDEN = re.compile(r"<(script|style|title)\b.*?</\1>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
-_SEGMENT = re.compile(r">([^<>]{12,})<")
-_WORD = re.compile(r"(?<![&\w])[A-Za-z]{3,}(?![\w;])")
-_PARAGRAPH = re.compile(r"<p\b[^>]*>(.{80,1500}?)</p>", re.IGNORECASE | re.DOTALL)
-
-
-def mirrored(html: str, words: Words, texts: Texts, draw: random.Random) -> bytes | None:
-    """The page as another host would serve it, at least 0.8 similar and not equal; None where that can't be."""
-    rate = draw.uniform(0.01, 0.03)
-    framed = _framed(html, f"A mirror of the documentation, updated {draw.randrange(1, 28)} February 2026", draw)
-    for _ in range(5):
-        content = _reworded(_paragraph_moved(framed, draw), rate, draw).encode()
-        if NEAR <= jaccard(words, texts.words(content)) < 1:
-            return content
-        rate /= 2
-    return None
-
-
-def _framed(html: str, line: str, draw: random.Random) -> str:
-    """The page with another title, a header with links above it and a footer below."""
-    names = draw.sample(["Home", "Manuals", "Search", "About", "Contact", "Help", "News", "Archive"], 4)
-    links = "".join(f'<li><a href="/{name.lower()}">{name}</a></li>' for name in names)
-    html = _TITLE.sub(lambda m: f"<title>{m[1].strip()} - documentation mirror</title>", html, count=1)
-    html = _BODY.sub(lambda m: f'{m[0]}<div class="header"><ul>{links}</ul></div>', html, count=1)
-    end = html.lower().rfind("</body>")
-    footer = f'<div class="footer">{line}</div>'
-    return html + footer if end < 0 else html[:end] + footer + html[end:]
-
-
-def _paragraph_moved(html: str, draw: random.Random) -> str:
-    """The page with one paragraph removed, or one added after another."""
-    found = list(_PARAGRAPH.finditer(html))
-    if len(found) < 8:  # a paragraph of few is too much of the page
-        return html
-    one = draw.choice(found)
-    if draw.random() < 0.5:
-        return html[: one.start()] + html[one.end() :]
-    other = _WORD.findall(draw.choice(found)[1])
-    draw.shuffle(other)
-    return html[: one.end()] + f"<p>{' '.join(other)}.</p>" + html[one.end() :]
-
-
-def _reworded(html: str, rate: float, draw: random.Random) -> str:
-    """The page with a share of its visible words replaced by others of its words, singly and in runs of up to five."""
-    hidden = [match.span() for match in _HIDDEN.finditer(html)]
-    starts = np.array([start for start, _ in hidden] or [len(html)])
-    ends = np.array([end for _, end in hidden] or [len(html)])
-    body = _BODY.search(html)
-    spans: list[tuple[int, int]] = []
-    for segment in _SEGMENT.finditer(html, body.end() if body else 0):
-        block = int(np.searchsorted(starts, segment.start(1), "right")) - 1
-        if block < 0 or ends[block] <= segment.start(1):
-            spans += [match.span() for match in _WORD.finditer(html, *segment.span(1))]
-    if not spans:
-        return html
-    chosen: set[int] = set()
-    while len(chosen) < rate * len(spans):
-        first = draw.randrange(len(spans))
-        chosen.update(range(first, min(len(spans), first + draw.choice((1, 3, 5)))))
-    pieces, at = [], 0
-    for number in sorted(chosen):
-        start, end = spans[number]
-        other = spans[draw.randrange(len(spans))]
-        pieces += [html[at:start], html[other[0] : other[1]]]
-        at = end
-    return "".join([*pieces, html[at:]])
 
 
 def found_pairs(pages: list[Page], words: list[Words]) -> list[tuple[int, int, str, float]]:
@@ -347,9 +242,3 @@ def _is_utf8(page: Page) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    target.mkdir(parents=True, exist_ok=True)
-    build(target / "documentation.warc.gz", target / "labels.json")

@@ -82,7 +82,7 @@ def signatures(texts: Path) -> dict[str, float]:
 
 def hashed(texts: Path, work: Path) -> dict[str, float]:
     """The facts that the first pass keeps of each document, in parts, without extraction and language."""
-    start, names, counts = cpu(), [], []
+    start, names, counts, size = cpu(), [], [], 0
     work.mkdir(parents=True, exist_ok=True)
     day = date(2026, 3, 1)
     rows = enumerate(read(texts))
@@ -98,11 +98,12 @@ def hashed(texts: Path, work: Path) -> dict[str, float]:
                     "kind": "code", "page": "", "language": "", "licence": "", "retrieved": day, "text": text,
                     "verbatim": [], "bytes": len(parts.data),
                 }  # fmt: skip
+                size += len(parts.data)
                 writer.write(row)
                 facts.add(row, parts)
         facts.write()
     (work / "parts.json").write_text(json.dumps([names, counts]))
-    return {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": sum(counts)}
+    return {"cpu-s": cpu() - start, "rss-gb": peak(), "mean-bytes": size / sum(counts)}
 
 
 def joined(work: Path) -> dict[str, float]:
@@ -118,7 +119,7 @@ def joined(work: Path) -> dict[str, float]:
 
 def quality(texts: list[str], labels: dict[str, Any], drops: list[dict[str, Any]], warc: str) -> dict[str, float]:
     """Recall and false merges of a curated WARC: its texts in the order of records, labels, and table of drops."""
-    from curation.corpus import Texts, jaccard
+    from curation.mirrors import Texts, jaccard
 
     starts = [labels["start"], *(record["end"] for record in labels["records"][:-1])]
     number_of = {document_id("crawl", f"{warc}#{start}"): number for number, start in enumerate(starts)}
