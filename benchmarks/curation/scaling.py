@@ -158,7 +158,8 @@ def draw(grown: Mapping[int, Sequence[tuple[float, Figures]]], to: Path) -> None
                 axes.plot(sizes, values, "o-", color=colours[workers], linewidth=1.3, markersize=4.5)
                 text = "1 worker" if workers == 1 else f"{workers} workers"
                 at = (sizes[-1], values[-1])
-                axes.annotate(text, at, (6, 0), textcoords="offset points", va="center", color=colours[workers])
+                up = 5 if values[-1] == max(points[-1][1][name] for points in grown.values()) else -5
+                axes.annotate(text, at, (6, up), textcoords="offset points", va="center", color=colours[workers])
             sizes = [size for size, _ in next(iter(grown.values()))]
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
