@@ -61,7 +61,8 @@ def test_every_artifact_opens_with_stock_tools(smoke_run):
 def test_every_document_carries_source_licence_and_date(smoke_run):
     done = published(smoke_run)
     for stage in ("sources", "curate"):
-        rows = query(f"select source, licence, retrieved from '{done[stage].path}/documents.parquet'")
+        files = "documents/*.parquet" if stage == "sources" else "documents.parquet"
+        rows = query(f"select source, licence, retrieved from '{done[stage].path}/{files}'")
         assert rows
         assert all(source and licence and isinstance(day, date) for source, licence, day in rows)
 
