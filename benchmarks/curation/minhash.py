@@ -89,7 +89,7 @@ def hashed(texts: Path, work: Path) -> dict[str, float]:
     while batch := list(islice(rows, PART_DOCUMENTS)):
         names.append(f"{len(names):05}")
         counts.append(len(batch))
-        facts = cleaning._Facts(cleaning.Cleaning(work, work, names[-1], DATA, 1, None, work))
+        facts = cleaning.Facts(cleaning.Cleaning(work, work, names[-1], DATA, 1, None, work))
         with Writer(work / f"{names[-1]}.extracted.parquet", cleaning.EXTRACTED, weigh="text") as writer:
             for number, text in batch:
                 parts = tokens(text)

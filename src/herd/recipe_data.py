@@ -131,11 +131,15 @@ class MixSearch(Section):
     )
 
 
+PAPER_SHARES: dict[Group, float] = {"general": 50, "reasoning": 25, "code": 17, "multilingual": 8}
+
+
 class Mix(Section):
-    """How much of each group training reads. Without shares every group weighs as much as it has tokens."""
+    """How much of each group training reads."""
 
     shares: dict[Group, PositiveReal] = Field(
-        default={}, description="target shares; the paper's are general 50, reasoning 25, code 17, multilingual 8"
+        default=PAPER_SHARES,
+        description="target shares (paper 3.1.2); {} lets every group weigh as much as it has tokens",
     )
     late_shares: dict[Group, PositiveReal] = Field(
         default={}, description="shares at the end of training; in between they move linearly"
@@ -145,6 +149,12 @@ class Mix(Section):
         default={}, description="knowledge class = largest share of a group's text; beyond it documents are left out"
     )
     search: MixSearch | None = Field(default=None, description="choose the shares among candidates by small runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _searched(cls, values: Any) -> Any:
+        """A search finds the shares: then there are none to begin with."""
+        return {"shares": {}} | values if isinstance(values, dict) and values.get("search") else values
 
     @model_validator(mode="after")
     def _begun(self) -> Mix:

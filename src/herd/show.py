@@ -11,6 +11,7 @@ from rich.table import Table
 
 from herd.artifact import Artifact, published, verify
 from herd.console import duration, human_bytes, human_count
+from herd.data.mix import asked_lines
 from herd.evidence import Claim, Ledger
 from herd.model.config import ModelConfig
 from herd.pretrain.plan import TrainingPlan, member_plan, model_config
@@ -32,6 +33,10 @@ def print_recipe(path: Path) -> None:
     for key, value, given in leaves(recipe):
         table.add_row(key, _plain(value), origin(recipe, key, given))
     console.print(table)
+    if recipe.data is not None:
+        console.print()
+        for line in asked_lines(recipe.data.mix):
+            console.print(line, highlight=False)
     for member in recipe.member:
         console.print()
         console.print(_derived(recipe, member))

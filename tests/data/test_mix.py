@@ -36,7 +36,7 @@ def test_with_text_enough_every_group_gets_what_was_asked_and_streams_share_it_b
 
 
 def test_without_shares_proportions_are_natural():
-    mixture, rows = plan_mix(PLENTY, Mix(), 1e9)
+    mixture, rows = plan_mix(PLENTY, Mix(shares={}), 1e9)
     assert mixture == natural_mixture(PLENTY)
     assert all(row.epochs == pytest.approx(1e9 / 2_700_000) for row in rows)
 
@@ -120,7 +120,7 @@ def test_no_group_is_read_too_often_where_the_text_suffices(tokens, early, late,
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"late_shares": {"code": 1}}, "late_shares without shares"),
+        ({"shares": {}, "late_shares": {"code": 1}}, "late_shares without shares"),
         (
             {"shares": {"code": 1}, "search": {"candidates": {"a": {}, "b": {}}, "budgets_flops": [1, 2, 3]}},
             "shares and search",
@@ -150,4 +150,5 @@ def test_weights_by_stream_kind_and_group():
 def test_what_a_recipe_asks_is_shown_before_tokens_are_counted():
     line = asked_lines(Mix(shares=PAPER, late_shares={**PAPER, "reasoning": 50}))[0]
     assert "general 50.0% → 40.0%" in line and "no text read more than 4 times" in line
-    assert "as much as it has tokens" in asked_lines(Mix())[0]
+    assert "as much as it has tokens" in asked_lines(Mix(shares={}))[0]
+    assert "general 50.0%" in asked_lines(Mix())[0]  # the paper's

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import astuple
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from herd.data.word_lists import DirtyWords, is_dirty, word_count
 from herd.data.words import Hashes, Tokens, tokens
 from herd.recipe_data import Data
 
-LINE_KINDS = ("prose", "docs")  # a line taken from code or from a table breaks it
+TEXT_KINDS = ("prose", "docs")  # what is read as text: lines may go, words are judged; code or a table would break
 ANY_LANGUAGE_KINDS = ("code", "table")
 
 EXTRACTED = pa.schema(
@@ -59,7 +60,7 @@ class Cleaning(NamedTuple):
 
 def clean(task: Cleaning) -> dict[str, Any]:
     """The first pass over a part; returns its books, and how many documents go on."""
-    facts = _Facts(task)
+    facts = Facts(task)
     with (
         Ledger(task.folder, f"{task.name}.clean") as ledger,
         Writer(task.folder / f"{task.name}.extracted.parquet", EXTRACTED, weigh="text", compression="lz4") as writer,
@@ -147,12 +148,17 @@ class _Cleaner:
         }
 
 
+@cache
+def _word_lists(specs: tuple[str, ...], base: Path, languages: tuple[str, ...]) -> DirtyWords:
+    return DirtyWords.load(specs, base, languages)
+
+
 def dirty_words(data: Data, base: Path) -> DirtyWords | None:
-    """The recipe's word lists, where it names some."""
-    return DirtyWords.load(data.dirty_words, base, data.languages) if data.dirty_words else None
+    """The recipe's word lists, where it names some; read once a process."""
+    return _word_lists(tuple(data.dirty_words), base, tuple(data.languages)) if data.dirty_words else None
 
 
-class _Facts:
+class Facts:
     """What is remembered of the part's documents: hashes and sizes, no text."""
 
     def __init__(self, task: Cleaning) -> None:
@@ -179,7 +185,7 @@ class _Facts:
         self._salts.append(text_key(f"language {spoken}"))
         self._signatures.add(parts)
         empty = np.empty(0, np.uint64)
-        keys = line_keys(parts, row["verbatim"]) if row["kind"] in LINE_KINDS else empty
+        keys = line_keys(parts, row["verbatim"]) if row["kind"] in TEXT_KINDS else empty
         self._lines.append(salted_lines(keys, row["language"], self.ids[-1] % self._task.line_buckets))
 
     def write(self) -> None:

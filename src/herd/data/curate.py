@@ -35,7 +35,6 @@ from herd.data.engine import Crew, Engine
 from herd.data.language import LanguageTable
 from herd.data.quality import fit_quality, lowest
 from herd.data.topics import TOPICS, fit_topics
-from herd.data.word_lists import DirtyWords
 from herd.recipe_data import Data
 from herd.recipe_section import Section
 
@@ -99,8 +98,7 @@ def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft)
 def _prepare(settings: CurateSettings, folder: Path) -> Path | None:
     """Read the recipe's lists once, for what is wrong with them to be said first; the blocklist as an array's file."""
     data, base = settings.data, settings.base
-    if data.dirty_words:
-        found = DirtyWords.load(data.dirty_words, base, data.languages)
+    if (found := cleaning.dirty_words(data, base)) is not None:
         console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.entries.items()))
         if missing := sorted(set(data.languages) - found.languages):
             console.warn(f"data.dirty_words has no list for {', '.join(missing)}: text in it is not looked at")
@@ -202,14 +200,19 @@ class _Work(NamedTuple):
         models.mkdir(exist_ok=True)
         reference, seed = self.settings.data.quality.reference, self.settings.seed
         paths = [self.folder / f"{name}.learn.npz" for name in corpus.names]
-        samples = lowest(filtering.load_samples(paths), reference, seed)
         with console.progress("learn what it is about"):
+            samples = lowest((sample for sample, _ in filtering.load_samples(paths)), reference, seed)
             try:
                 fit_topics(samples, seed).save(models)
             except HerdError as error:  # a small corpus: documents go without topics
                 console.say(str(error))
-            if reference:
-                fit_quality(samples, reference, seed).save(models)
+            if not reference:
+                return
+            texts = lowest((sample for sample, text in filtering.load_samples(paths) if text), reference, seed)
+            try:
+                fit_quality(texts, reference, seed).save(models)
+            except HerdError as error:  # a reference that could not be had: nothing is dropped by it
+                console.warn(str(error))
 
     def score(self, corpus: Corpus) -> list[str]:
         reference = tuple(self.settings.data.quality.reference)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from herd import console
 from herd.artifact import canonical_json, write_atomically
 from herd.console import HerdError
+from herd.heap import keep_memory
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ class Crew:
             yield from _ended(running)
 
     def __enter__(self) -> Crew:
+        keep_memory()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -141,6 +143,7 @@ def _here(jobs: list[_Job]) -> Generator[None]:
 def _begin() -> None:
     """Set up a worker: it leaves Ctrl-C to its parent, and ends with it, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 

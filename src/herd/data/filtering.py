@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.data import duplicates, heuristics, outliers
-from herd.data.cleaning import EXTRACTED, LINE_KINDS, dirty_words, salted_lines
+from herd.data.cleaning import EXTRACTED, TEXT_KINDS, dirty_words, salted_lines
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import Writer, read_rows
 from herd.data.duplicates import KEPT, SITE, Corpus
@@ -45,6 +45,7 @@ def apply(task: Filtering) -> dict[str, Any]:
     judge = _Judge(task)
     counts: dict[str, NDArray[np.int64]] = {}
     samples: list[Sample] = []
+    texts: set[str] = set()
     with (
         Ledger(folder, f"{name}.filter") as ledger,
         Writer(folder / f"{name}.filtered.parquet", EXTRACTED, weigh="text", compression="lz4") as writer,
@@ -55,10 +56,12 @@ def apply(task: Filtering) -> dict[str, Any]:
             outliers.count_bins(counts, corpus_of(row), done)
             writer.write(row)
             samples.append(sample_of(row["id"], row["source"], row["path"], row["url"], row["language"], done))
+            if row["kind"] in TEXT_KINDS:
+                texts.add(row["id"])
         books = ledger.books()
     np.savez(folder / f"{name}.words.npz", **counts)  # pyright: ignore[reportArgumentType]
     np.save(folder / f"{name}.benchmarks.npy", np.concatenate([np.empty(0, np.uint64), *judge.found]))
-    save_samples(folder / f"{name}.learn.npz", lowest(samples, task.reference, task.seed))
+    save_samples(folder / f"{name}.learn.npz", lowest(samples, task.reference, task.seed), texts)
     return {"books": books, "documents": len(samples)}
 
 
@@ -67,22 +70,21 @@ def corpus_of(row: dict[str, Any]) -> str:
     return f"{row['kind']} {row['language']}"
 
 
-def save_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Samples as arrays, for classifiers to learn from."""
-    facts = [[*sample[:4], len(sample.features)] for sample in samples]
+def save_samples(path: Path, samples: Sequence[Sample], texts: Collection[str]) -> None:
+    """Samples as arrays, for classifiers to learn from, and which of them are text rather than code or tables."""
+    facts = [[*sample[:4], sample.id in texts, len(sample.features)] for sample in samples]
     flat = np.concatenate([np.empty(0, np.uint32), *(sample.features for sample in samples)])
     np.savez(path, facts=np.array(json.dumps(facts)), features=flat.astype(np.uint32))
 
 
-def load_samples(paths: Iterable[Path]) -> Iterator[Sample]:
-    """Samples of all parts."""
+def load_samples(paths: Iterable[Path]) -> Iterator[tuple[Sample, bool]]:
+    """Samples of all parts, each with whether it is text."""
     for path in paths:
         with np.load(path) as arrays:
             facts, flat = json.loads(str(arrays["facts"])), arrays["features"]
         start = 0
-        for *names, length in facts:
-            identity, source, origin, spoken = names
-            yield Sample(identity, source, origin, spoken, flat[start : start + length])
+        for identity, source, origin, spoken, text, length in facts:
+            yield Sample(identity, source, origin, spoken, flat[start : start + length]), text
             start += length
 
 
@@ -132,7 +134,7 @@ class _Judge:
         """Take lines out of a document and judge the rest; None where it is dropped."""
         parts = tokens(row["text"])
         ledger.enter("lines", row["bytes"])
-        if row["kind"] in LINE_KINDS:
+        if row["kind"] in TEXT_KINDS:
             parts = self._without_lines(row, parts, number, ledger)
         ledger.enter("heuristics", row["bytes"])
         data = self._data
@@ -154,7 +156,7 @@ class _Judge:
         return parts
 
     def _dirty_words(self, row: dict[str, Any], parts: Tokens) -> heuristics.Verdict | None:
-        if self._dirty is None or row["kind"] not in LINE_KINDS:
+        if self._dirty is None or row["kind"] not in TEXT_KINDS:
             return None
         count, words = (
             self._dirty.count(parts, row["text"], row["language"]),

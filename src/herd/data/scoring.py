@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.data import outliers, quality
+from herd.data.cleaning import TEXT_KINDS
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import read_rows
 from herd.data.filtering import benchmarks_of, corpus_of
@@ -58,7 +59,7 @@ def score(task: Scoring) -> str:
         columns["divergence"].append(outliers.divergence(parts, shares[corpus]))
         columns["cell"].append(f"{corpus} {outliers.octave(len(parts.words))}")
         columns["language"].append(row["language"])
-        columns["judged"].append(row["source"] not in task.reference)
+        columns["judged"].append(row["source"] not in task.reference and row["kind"] in TEXT_KINDS)
         columns["quality"].append(judge.score(parts, row["language"]) if judge is not None else float("nan"))
         columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
         columns["reasoning"].append(reasoning_score(parts))

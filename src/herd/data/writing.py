@@ -72,7 +72,8 @@ def _drops(row: dict[str, Any], own: dict[str, Any], task: Writing, ledger: Ledg
     if limit is not None and own["judged"] and own["quality"] < limit:
         ledger.drop(row, "quality", "unlike_reference", own["quality"], limit, size, text)
         return True
-    ledger.show_passed(row, "quality", text)
+    if limit is not None and own["judged"]:
+        ledger.show_passed(row, "quality", text)
     ledger.enter("mix", size)
     share = task.limits.topics.get(own["topic"], 1.0)
     if share < 1 and hash_share(row["id"], task.seed) >= share:

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from herd.console import HerdError, progress
+from herd.heap import release_memory
 from herd.recipe import Optimizer
 from herd.train.checkpoint import load_checkpoint, save_checkpoint
 from herd.train.hardware import Hardware
 from herd.train.objective import Objective
 from herd.train.optim import Schedule, adamw
-from herd.train.workers import release_memory
 
 CHECKPOINT_EVERY_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.04  # of the time at most: 135M parameters with their optimizer state take 5 s to write

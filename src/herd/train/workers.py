@@ -6,24 +6,19 @@ watches a pipe that only the parent holds open, so a killed run leaves nothing b
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
 from types import TracebackType
 from typing import Any
 
 from herd import console
 from herd.console import HerdError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt
+from herd.heap import keep_memory, release_memory
 
 
 class Workers:
@@ -78,31 +73,9 @@ def _end_with_parent(watched: Any) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Threads of this process's tensor operations; and keep big buffers in the heap.
-
-    A training step frees and asks for the same megabytes over and over; returned to the system each time, their pages
-    are zeroed and mapped anew, which cost a fifth of a small network's step and half of a 135M network's. What the
-    stage before this one left in the heap is returned here.
-    """
+    """Threads of this process's tensor operations; what the stage before left in the heap is returned."""
     import torch
 
     torch.set_num_threads(threads)
     release_memory()
-    if (libc := _glibc()) is not None:
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def release_memory() -> None:
-    """Return to the system what is free in the heap. Buffers of many lengths leave gaps that none fits any more."""
-    gc.collect()
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-@cache
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None
+    keep_memory()
