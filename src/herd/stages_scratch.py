@@ -71,12 +71,13 @@ def data_stages(data: Data, tokenizer: Tokenizer, seed: int, base: Path) -> list
     from herd.data.vocabulary import VocabularySettings
 
     engine = Engine(data.engine, data.workers)
+    curator = "herd.pretrain.judged:curate_judged" if data.quality.judge else "herd.data.curate:curate"
     reading = sources.CollectSettings(sources=data.source, base=base, part_bytes=data.part_bytes, engine=engine)
     curation = curate.CurateSettings(data=data, seed=seed, base=base)
     vocabulary = VocabularySettings(seed=seed, tokenizer=tokenizer)
     return [
         Stage("sources", "herd.data.sources:collect", 2, reading, facts=sources.fingerprint(reading)),
-        Stage("curate", "herd.data.curate:curate", 2, curation, same("sources"), facts=curate.fingerprint(curation)),
+        Stage("curate", curator, 2, curation, same("sources"), facts=curate.fingerprint(curation)),
         Stage("tokenizer", "herd.data.vocabulary:learn", 1, vocabulary, same("curate")),
         Stage("shards", "herd.data.shards:shard", 2, ShardSettings(seed=seed), same("curate", "tokenizer")),
     ]

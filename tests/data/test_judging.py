@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from herd.artifact import find, publish
 from herd.console import HerdError
+from herd.data.curate import CurateSettings, curate
+from herd.data.engine import Engine as Engines
 from herd.data.held_out import separation
+from herd.data.judged import Teacher
 from herd.data.judging import (
     CODE,
     QUALITY,
@@ -32,6 +37,7 @@ from herd.data.judging import (
 )
 from herd.data.linear import hash_share
 from herd.data.quality import Sample, sample_of
+from herd.data.sources import CollectSettings, collect
 from herd.data.technical import code_score
 from herd.data.words import tokens
 from herd.infer.engine import Engine
@@ -39,6 +45,7 @@ from herd.model.config import ModelConfig
 from herd.model.dialog import prompt
 from herd.model.generation import Completion, Sampling, one_each
 from herd.model.tokenizer import Tokenizer, special_tokens
+from herd.recipe_data import Data, Folder, Judge, Quality
 
 LIBRARY = Path(os.__file__).parent
 BYTES = Tokenizer({bytes([value]): value for value in range(256)}, special_tokens(272))
@@ -317,3 +324,40 @@ def test_requirements_of_a_recipe_are_lines() -> None:
     assert requirement("quality", "- It is true.\n\n* It is short.\n").points == ("It is true.", "It is short.")
     with pytest.raises(HerdError, match="nothing is required"):
         requirement("quality", " \n-\n")
+
+
+def test_a_run_is_judged_resumed_and_drops_what_the_judge_would_refuse(tmp_path: Path, run_stage: Any) -> None:
+    """The whole way: a folder, a judge that goes away halfway, and the documents that stay in the end."""
+    for key, text in pages().items():
+        path = tmp_path / "pages" / f"{key}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    source = Folder(kind="folder", name="lib", path="pages")
+    rules = Quality(
+        drop_share=0.3, judge=Judge(base_url="http://nobody/v1", model="rule", tokenizer="x", documents=150)
+    )
+    data = Data(source=[source], min_bytes=1000, outlier_share=0, quality=rules, workers=1)
+    asked = CollectSettings(sources=[source], base=tmp_path, engine=Engines(workers=1))
+    settings, sources = CurateSettings(data=data, seed=1), run_stage(collect, asked)
+    run = tmp_path / "run"
+    first, second = RuleJudge(fails_after=100), RuleJudge()
+    with (
+        pytest.raises(HerdError, match="the server has gone"),
+        publish(run, "curate", "0" * 64, {}, {}) as draft,
+    ):
+        curate(settings, {"sources": sources}, draft, Teacher(first, BYTES, "rule"))
+    with publish(run, "curate", "0" * 64, {}, {}) as draft:
+        curate(settings, {"sources": sources}, draft, Teacher(second, BYTES, "rule"))
+    assert len(second.asked) > 0 and not set(first.asked) & set(second.asked)
+    artifact = find(run, "curate", "0" * 64)
+    assert artifact is not None
+    kept = pq.read_table(artifact.file("documents.parquet")).to_pylist()
+    drops = pq.read_table(artifact.file("drops.parquet")).to_pylist()
+    bad = [row for row in drops if row["step"] == "quality"]
+    good = {row["path"] for row in kept if row["quality"] > 0.5}
+    refused = sum(not reads_like_prose(excerpt(pages()[row["path"].removesuffix(".md")], BYTES)) for row in bad)
+    liked = sum(reads_like_prose(excerpt(pages()[path.removesuffix(".md")], BYTES)) for path in good)
+    assert len(bad) > 20 and refused >= 0.9 * len(bad)
+    assert len(good) > 20 and liked >= 0.8 * len(good)
+    report = artifact.json("models/judge.json")["quality"]
+    assert report["asked"] == 150 and report["unreadable"] == 0 and "AUROC" in report["distilled"]

@@ -25,15 +25,16 @@ from pydantic import Field, field_serializer
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import cleaning, decontaminate, duplicates, filtering, funnel, listed_files, scoring, writing
+from herd.data import cleaning, decontaminate, duplicates, filtering, funnel, judged, listed_files, scoring, writing
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import file_identity, raw_parts
 from herd.data.domain_scores import DomainCounts, merge, verdicts
 from herd.data.domains import DomainList
 from herd.data.duplicates import Corpus
 from herd.data.engine import Crew, Engine
+from herd.data.judged import Teacher
 from herd.data.language import LanguageTable
-from herd.data.quality import fit_quality, lowest
+from herd.data.quality import QualityModels, Sample, fit_quality, lowest
 from herd.data.topics import TOPICS, fit_topics
 from herd.recipe_data import Data
 from herd.recipe_section import Section
@@ -68,15 +69,18 @@ def fingerprint(settings: CurateSettings) -> dict[str, Any]:
     return facts
 
 
-def curate(settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft) -> None:
+def curate(
+    settings: CurateSettings, inputs: Mapping[str, Artifact], out: Draft, teacher: Teacher | None = None
+) -> None:
     """Curate inputs["sources"]; writes `documents.parquet`, `drops.parquet`, `changes.parquet`, `samples.parquet`
     and `funnel.json`.
 
-    Documents that are kept and documents that were dropped add up to the input. Raises HerdError where less text is
+    Documents that are kept and documents that were dropped add up to the input. `teacher` judges quality where the
+    recipe asks for a judge. Raises HerdError where less text is
     left than `data.min_bytes`, or a list of the recipe can't be read.
     """
     with Crew(Engine(settings.data.engine, settings.data.workers)) as crew:
-        work = _Work(settings, out.work, raw_parts(inputs["sources"].path), crew)
+        work = _Work(settings, out.work, raw_parts(inputs["sources"].path), crew, teacher)
         cleaned = work.clean()
         corpus, sites = work.compare(cleaned)
         filtered = work.filter(corpus, sites)
@@ -122,6 +126,7 @@ class _Work(NamedTuple):
     folder: Path
     raw: list[Path]
     crew: Crew
+    teacher: Teacher | None
 
     @property
     def buckets(self) -> int:
@@ -206,13 +211,24 @@ class _Work(NamedTuple):
                 fit_topics(samples, seed).save(models)
             except HerdError as error:  # a small corpus: documents go without topics
                 console.say(str(error))
-            if not reference:
-                return
             texts = lowest((sample for sample, text in filtering.load_samples(paths) if text), reference, seed)
-            try:
-                fit_quality(texts, reference, seed).save(models)
-            except HerdError as error:  # a reference that could not be had: nothing is dropped by it
-                console.warn(str(error))
+            first = self._learn_reference(texts, models)
+        if self.teacher is not None:
+            filtered = [self.folder / f"{name}.filtered.parquet" for name in corpus.names]
+            rules = self.settings.data.quality
+            judged.learn(self.teacher, rules, first, texts, filtered, self.folder, models, seed)
+
+    def _learn_reference(self, texts: Sequence[Sample], models: Path) -> QualityModels | None:
+        reference = self.settings.data.quality.reference
+        if not reference:
+            return None
+        try:
+            found = fit_quality(texts, reference, self.settings.seed)
+        except HerdError as error:  # a reference that could not be had: nothing is dropped by it
+            console.warn(str(error))
+            return None
+        found.save(models)
+        return found
 
     def score(self, corpus: Corpus) -> list[str]:
         reference = tuple(self.settings.data.quality.reference)

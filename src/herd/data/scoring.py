@@ -7,7 +7,7 @@ documents are a few numbers each; `limits` turns them into what the last pass dr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,12 @@ from herd.data.cleaning import TEXT_KINDS
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import read_rows
 from herd.data.filtering import benchmarks_of, corpus_of
+from herd.data.judged import ENCODER, TECHNICAL
+from herd.data.linear import LinearModel
 from herd.data.quality import QualityModels
-from herd.data.technical import reasoning_score
+from herd.data.technical import code_score, reasoning_score
 from herd.data.topics import TopicModel, cap
-from herd.data.words import tokens
+from herd.data.words import Tokens, tokens
 from herd.recipe_data import Data, Decontamination
 
 
@@ -50,6 +52,8 @@ def score(task: Scoring) -> str:
     with np.load(task.corpora) as counts:
         shares = {name: outliers.log_shares(counts[name]) for name in counts.files}
     judge = QualityModels.load(task.models) if (task.models / "quality.json").is_file() else None
+    encoder = _by_encoder(task)
+    technical = [_model(task.models, name) for name in TECHNICAL]
     topics = TopicModel.load(task.models) if (task.models / "topics.json").is_file() else None
     benchmarks, max_hits = task.benchmarks(), task.decontamination.max_hits if task.decontamination else 0
     columns: dict[str, list[Any]] = defaultdict(list)
@@ -60,9 +64,13 @@ def score(task: Scoring) -> str:
         columns["cell"].append(f"{corpus} {outliers.octave(len(parts.words))}")
         columns["language"].append(row["language"])
         columns["judged"].append(row["source"] not in task.reference and row["kind"] in TEXT_KINDS)
-        columns["quality"].append(judge.score(parts, row["language"]) if judge is not None else float("nan"))
+        if encoder is not None:
+            columns["quality"].append(encoder(parts))
+        else:
+            columns["quality"].append(judge.score(parts, row["language"]) if judge is not None else float("nan"))
         columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
-        columns["reasoning"].append(reasoning_score(parts))
+        columns["reasoning"].append(reasoning_score(parts, technical[1]))
+        columns["code"].append(code_score(parts, technical[0]) if technical[0] is not None else 0.0)
         columns["bytes"].append(row["bytes"])
         leak = benchmarks.judge(parts, max_hits) if benchmarks is not None else None
         columns["leak"].append(leak.rule if leak else "")
@@ -75,6 +83,20 @@ _TYPES = {"cell": "U1", "language": "U1", "topic": "U1", "divergence": float, "q
     "judged": np.bool_,
     "bytes": np.int64,
 }
+
+
+def _model(folder: Path, name: str) -> LinearModel | None:
+    return LinearModel.load(folder, name) if (folder / f"{name}.json").is_file() else None
+
+
+def _by_encoder(task: Scoring) -> Callable[[Tokens], float] | None:
+    """Quality by the encoder, where one was distilled."""
+    if not (task.models / f"{ENCODER}.json").is_file():
+        return None
+    from herd.data.encoder import Encoder
+
+    encoder = Encoder.load(task.models, ENCODER)
+    return lambda parts: float(encoder.score_batch([parts])[0])
 
 
 class Limits(NamedTuple):

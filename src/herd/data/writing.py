@@ -17,6 +17,8 @@ from herd.data.scoring import Limits
 from herd.data.technical import group_of
 from herd.recipe_data import Data
 
+JUDGED_CODE = 0.5  # probability of a yes from which a page is one of code
+
 
 class Writing(NamedTuple):
     """A task: write a part's documents that stay, by their scores and the limits."""
@@ -45,12 +47,18 @@ def write(task: Writing) -> dict[str, Any]:
                 "topic": own["topic"],
                 "quality": None if np.isnan(own["quality"]) else own["quality"],
                 "split": split_of(row["id"], task.seed, task.data.held_out_share),
-                "group": group_of(row["kind"], row["page"], row["language"], task.data.languages[0], own["reasoning"]),
+                "group": _group(row, own, task.data.languages[0]),
             }
             ledger.keep(row)
             writer.write({name: row[name] for name in CURATED.names})
         books = ledger.books()
     return {"books": books}
+
+
+def _group(row: dict[str, Any], own: dict[str, Any], primary: str) -> str:
+    """The group of the mix; a page that a judge's model calls code counts as code, whatever its markup says."""
+    page = "code" if own["code"] >= JUDGED_CODE else row["page"]
+    return group_of(row["kind"], page, row["language"], primary, own["reasoning"])
 
 
 def _drops(row: dict[str, Any], own: dict[str, Any], task: Writing, ledger: Ledger) -> bool:
