@@ -103,7 +103,7 @@ class Judge(Section):
     base_url: str
     model: str
     tokenizer: str = Field(
-        description="the model's tokenizer, relative to the recipe file: a folder, tokenizer.json, tokenizer.model, .gguf"
+        description="the model's, relative to the recipe file: a folder, tokenizer.json, tokenizer.model or .gguf"
     )
     documents: Positive = Field(default=500, description="judged; half of them from the middle of the first scores")
     requirements: str = Field(default="", description="what good text is; empty: the built-in requirements")
