@@ -35,7 +35,9 @@ from curation.corpus import Corpus, contents, corpus, first_records
 from forward_backward import PEERS, machine
 
 HERE = Path(__file__).parent / "curation"
-DATATROVE = ["datatrove[io,processing]==0.10.1", "xxhash<4", "faust-cchardet", "python-magic", "lxml_html_clean"]
+DATATROVE = [
+    "datatrove[io,processing]==0.10.1", "xxhash<4", "spacy>=3.8", "faust-cchardet", "python-magic", "lxml_html_clean"
+]  # fmt: skip
 RECORDS, WARM, PAGES = 500, 10, 400
 Figures = dict[str, float]
 
