@@ -2,11 +2,14 @@ import ast
 import inspect
 import random
 import sysconfig
+from collections import Counter
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import numpy as np
 import pytest
 
-from herd.data.heuristics import judge
+from herd.data.heuristics import _repeated_share, _top_share, judge
 from herd.data.words import tokens
 
 ESSAY = " ".join(random.Random(0).choices(inspect.cleandoc(ast.__doc__ or "").split() + dir(ast) + dir(Path), k=400))
@@ -66,3 +69,25 @@ def test_hardly_any_file_of_the_standard_library_is_dropped() -> None:
 
 def test_tables_are_numbers_and_kept() -> None:
     assert rule("iris\na,b\n" + "\n".join(f"{n},{n * n}" for n in range(40)), "table") is None
+
+
+def test_repetition_shares_are_those_of_counting_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    texts = [str(text) for text in list(topics.values())[:40]]
+    texts += [" ".join(rng.choice(["a", "bb", "ccc", "dddd"][:kinds], 300)) for kinds in (1, 2, 3, 4) for _ in range(5)]
+    for text in texts:
+        parts = tokens(text)
+        starts, ends = parts.word_edges
+        lengths = (ends - starts).astype(np.float64)
+        for size in (2, 5):
+            grams = [tuple(parts.words[i : i + size].tolist()) for i in range(len(parts.words) - size + 1)]
+            seen: set[tuple[int, ...]] = set()
+            covered = np.zeros(len(lengths), np.bool_)
+            for index, gram in enumerate(grams):
+                covered[index : index + size] |= gram in seen
+                seen.add(gram)
+            assert _repeated_share(parts.words, lengths, size) == lengths[covered].sum()
+            counts = Counter(grams)
+            most = max(counts.values())
+            best = {most * lengths[grams.index(g) : grams.index(g) + size].sum() for g in counts if counts[g] == most}
+            assert _top_share(parts.words, lengths, size) in (best if most > 1 else {0.0})

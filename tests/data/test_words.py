@@ -30,3 +30,19 @@ def test_hashes_do_not_depend_on_where_a_word_stands_in_a_long_text() -> None:
 
 def test_ngrams_of_too_few_words_are_none() -> None:
     assert len(ngrams(tokens("one two").words, 3)) == 0
+
+
+def test_hashes_stay_what_they_were() -> None:
+    parts = tokens("One TWO_3 été\n12 of 1,000\n\nlast")
+    assert parts.words.tolist() == [
+        5326822472646701115,
+        10462348762567539398,
+        8732486524834840859,
+        871591578865462012,
+        13241414844497118092,
+        14672375458755048441,
+        7950673496807770857,
+        13222180351871572724,
+    ]
+    assert parts.line_letters[0].tolist() == [4471458951599788781, 13241414844497118092, 0, 13222180351871572724]
+    assert parts.line_letters[1].tolist() == [11, 2, 0, 4]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from herd.data.words import Tokens, ngrams
+from herd.data.words import Hashes, HashSet, Tokens, distinct, ngrams
 from herd.data.words import tokens as hash_words
 
 
@@ -111,6 +111,7 @@ _GENERATED = re.compile(
     r"|\bdo not (?:edit|modify)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
+_IPSUM = hash_words("ipsum").words
 _PLACEHOLDER = re.compile(r"lorem\s+ipsum\s+dolor", re.IGNORECASE)
 GENERATED_HEAD = 600  # characters in which a generated file says so
 
@@ -134,7 +135,7 @@ def judge(
         or _line_ends(tokens, profile)
         or _words(tokens, profile)
         or (_stop_words(tokens, profile.stop_words, language) if profile.stop_words else None)
-        or (_placeholder(text) if profile.placeholder else None)
+        or (_placeholder(text, tokens) if profile.placeholder else None)
         or (_generated(text) if profile.generated else None)
         or repetition(tokens, profile.top_ngrams, profile.repeated_ngrams)
     )
@@ -159,8 +160,11 @@ def _lines(tokens: Tokens, profile: Profile) -> Verdict | None:
         return Verdict("long_lines", mean, profile.line_length)
     if profile.repeated_lines is not None:
         hashes, letters = tokens.line_letters
-        _, first = np.unique(hashes, return_index=True)
-        share = 1 - float(letters[first].sum()) / max(1, int(letters.sum()))
+        order = np.argsort(hashes)  # not stable, and five times faster; equal hashes are lines as long
+        ordered = hashes[order]
+        again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+        total = int(letters.sum())
+        share = 1 - float(total - letters[order[again]].sum()) / max(1, total)
         if share > profile.repeated_lines:
             return Verdict("repeated_lines", share, profile.repeated_lines)
     return None
@@ -181,20 +185,21 @@ def _line_ends(tokens: Tokens, profile: Profile) -> Verdict | None:
     if not full.any():
         return None
     data, starts, ends = tokens.data, starts[full], ends[full]
-    bullet = _BULLETS[data[starts]] & (data[starts + 1] == 32)
-    if tokens.histogram[_BULLET_SIGN[0]]:
+    # What the histogram allows for is counted first: few pages have signs enough for their lines to be looked at.
+    count, seen = tokens.histogram, len(starts)
+    if count[_BULLETS].sum() + count[_BULLET_SIGN[0]] > profile.bullets * seen:
+        bullet = _BULLETS[data[starts]] & (data[starts + 1] == 32)
         bullet |= _stands(data, starts, _BULLET_SIGN)
-    if (share := float(bullet.mean())) > profile.bullets:
-        return Verdict("bullets", share, profile.bullets)
-    cut = _stands(data, ends - 3, b"...")
-    if tokens.histogram[_ELLIPSIS[0]]:
-        cut |= _stands(data, ends - 3, _ELLIPSIS)
+        if (share := float(bullet.mean())) > profile.bullets:
+            return Verdict("bullets", share, profile.bullets)
+    most, words = count[46] // 3 + count[_ELLIPSIS[0]], max(1, len(tokens.words))
+    if most <= profile.ellipses * seen and (profile.hashes is None or count[35] + most <= profile.hashes * words):
+        return None
+    cut = _stands(data, ends - 3, b"...") | _stands(data, ends - 3, _ELLIPSIS)
     if (share := float(cut.mean())) > profile.ellipses:
         return Verdict("ellipses", share, profile.ellipses)
-    if profile.hashes is not None:
-        signs = (int(tokens.histogram[35]) + int(cut.sum())) / max(1, len(tokens.words))
-        if signs > profile.hashes:
-            return Verdict("signs", signs, profile.hashes)
+    if profile.hashes is not None and (signs := (int(count[35]) + int(cut.sum())) / words) > profile.hashes:
+        return Verdict("signs", signs, profile.hashes)
     return None
 
 
@@ -204,20 +209,23 @@ def _stands(data: np.ndarray, at: np.ndarray, sign: bytes) -> np.ndarray:
 
 
 @cache
-def _hashes_of(language: str) -> np.ndarray | None:
+def _stop_words_of(language: str) -> HashSet | None:
     words = _STOP_WORDS.get(language)
-    return np.unique(hash_words(words).words) if words else None
+    return HashSet(hash_words(words).words) if words else None
 
 
 def _stop_words(tokens: Tokens, least: int, language: str) -> Verdict | None:
-    known = _hashes_of(language)
+    known = _stop_words_of(language)
     if known is None or len(tokens.words) < MIN_WORDS_FOR_REPETITION:
         return None
-    found = int(np.isin(known, tokens.words).sum())
+    found = len(distinct(known.find(tokens.words)[1]))
     return Verdict("few_stop_words", found, least) if found < least else None
 
 
-def _placeholder(text: str) -> Verdict | None:
+def _placeholder(text: str, tokens: Tokens) -> Verdict | None:
+    # No-break spaces count as letters in `tokens`; elsewhere the word stands alone, and few texts have it.
+    if "\xa0" not in text and not (tokens.words == _IPSUM).any():
+        return None
     return Verdict("placeholder_text", 1.0, 0.0) if _PLACEHOLDER.search(text) else None
 
 
@@ -274,18 +282,32 @@ def repetition(tokens: Tokens, top: float | None, repeated: float | None) -> Ver
 def _top_share(words: np.ndarray, lengths: np.ndarray, size: int) -> float:
     """Characters in the most frequent n-gram, if it stands at least twice."""
     grams = ngrams(words, size)
-    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
+    ordered = np.sort(grams)  # without places it is vectorised, which np.unique with places is not
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    counts = np.diff(starts, append=len(ordered))
     best = int(counts.argmax())
-    return float(counts[best] * lengths[first[best] : first[best] + size].sum()) if counts[best] > 1 else 0.0
+    if counts[best] < 2:
+        return 0.0
+    first = int((grams == ordered[starts[best]]).argmax())
+    return float(counts[best] * lengths[first : first + size].sum())
 
 
 def _repeated_share(words: np.ndarray, lengths: np.ndarray, size: int) -> float:
     """Characters of words covered by n-grams that stood in the document before."""
-    grams = ngrams(words, size)
-    _, first = np.unique(grams, return_index=True)
-    again = np.ones(len(grams), np.int64)
-    again[first] = 0
-    steps = np.zeros(len(words) + 1, np.int64)
-    steps[: len(grams)] += again
-    steps[size : size + len(grams)] -= again
-    return float(lengths[np.cumsum(steps)[:-1] > 0].sum())
+    again = _repeats(ngrams(words, size))
+    if not len(again):
+        return 0.0
+    covered = np.zeros(len(words), np.bool_)
+    for offset in range(size):
+        covered[again + offset] = True
+    return float(lengths[covered].sum())
+
+
+def _repeats(grams: Hashes) -> np.ndarray:
+    """Indices of n-grams that stood before. Only those that stand twice are looked up: few, in most documents."""
+    ordered = np.sort(grams)
+    twice = HashSet(ordered[1:][ordered[1:] == ordered[:-1]])
+    places, which = twice.find(grams)
+    first = np.empty(len(twice.hashes), np.int64)
+    first[which[::-1]] = places[::-1]  # the last value that is set stays: the first place
+    return places[first[which] != places]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from herd.console import HerdError
-from herd.data.words import Hashes, Tokens, ngrams
+from herd.data.words import Hashes, Tokens, distinct, ngrams
 
 Features = NDArray[np.uint32]  # bucket of each word and of each pair of neighbours
 
@@ -90,7 +90,8 @@ class LinearModel:
         return softmax(np.stack([self.logits(buckets) for buckets in documents]) / self.temperature)
 
     def logits(self, buckets: Features) -> NDArray[np.float64]:
-        return np.array([row[buckets].sum(dtype=np.float64) for row in self.weights]) / len(buckets) + self.bias
+        places = buckets.astype(np.intp)  # once, not for every class
+        return np.array([row[places].sum(dtype=np.float64) for row in self.weights]) / len(buckets) + self.bias
 
     def save(self, folder: Path, name: str) -> None:
         """Write NAME.safetensors and NAME.json."""
@@ -141,43 +142,49 @@ def train(
         missing = [name for name, count in zip(classes, counts, strict=False) if not count]
         raise HerdError(f"classifier: no documents of {', '.join(missing) or 'a class that is named'}; each needs some")
     balance = len(targets) / (len(classes) * counts)
-    known = _known(documents)
-    weights = np.zeros((len(classes), BUCKETS))
-    squares = np.full((len(classes), BUCKETS), 1e-12)
+    # Only buckets of several documents get weights: they are numbered anew, and the others, most of them, left out.
+    known = np.flatnonzero(_known(documents))
+    number = np.full(BUCKETS, -1)
+    number[known] = np.arange(len(known))
+    sizes = np.array([len(buckets) for buckets in documents])
+    kept = [(found := number[buckets])[found >= 0] for buckets in documents]
+    weights = np.zeros((len(classes), len(known)))
+    squares = np.full((len(classes), len(known)), 1e-12)
     bias, bias_squares = np.zeros(len(classes)), np.full(len(classes), 1e-12)
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(len(targets))
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            flat, lengths = _flatten([documents[index] for index in batch])
-            starts = np.cumsum(lengths) - lengths
-            logits = np.stack([np.add.reduceat(row[flat], starts) for row in weights], axis=1)
+            flat, counts = _flatten([kept[index] for index in batch])
+            lengths, rows = sizes[batch], np.repeat(np.arange(len(batch)), counts)
+            logits = np.stack([np.bincount(rows, row[flat], len(batch)) for row in weights], axis=1)
             errors = softmax(logits / lengths[:, None] + bias)
             errors[np.arange(len(batch)), targets[batch]] -= 1
             errors *= balance[targets[batch], None] / len(batch)
-            touched, slots = _slots(flat)
+            touched, slots = _slots(flat, len(known))
             for index in range(len(classes)):
-                shares = np.repeat(errors[:, index] / lengths, lengths)
-                gradient = np.bincount(slots, shares, len(touched)) * known[touched]
+                gradient = np.bincount(slots, (errors[:, index] / lengths)[rows], len(touched))
                 squares[index, touched] += gradient**2
                 weights[index, touched] -= learning_rate * gradient / np.sqrt(squares[index, touched])
             gradient = errors.sum(axis=0)
             bias_squares += gradient**2
             bias -= 0.1 * learning_rate * gradient / np.sqrt(bias_squares)
-    return LinearModel(classes, weights.astype(np.float32), bias.astype(np.float32))
+    every = np.zeros((len(classes), BUCKETS), np.float32)
+    every[:, known] = weights
+    return LinearModel(classes, every, bias.astype(np.float32))
 
 
-def _flatten(documents: Sequence[Features]) -> tuple[Features, NDArray[np.int64]]:
+def _flatten(documents: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.concatenate(documents), np.array([len(buckets) for buckets in documents])
 
 
-def _slots(flat: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _slots(flat: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The distinct buckets of a batch in order, and for each entry its place among them; no sort is needed."""
-    present = np.zeros(BUCKETS, np.bool_)
+    present = np.zeros(size, np.bool_)
     present[flat] = True
     touched = np.flatnonzero(present)
-    place = np.empty(BUCKETS, np.int64)
+    place = np.empty(size, np.int64)
     place[touched] = np.arange(len(touched))
     return touched, place[flat]
 
@@ -185,11 +192,8 @@ def _slots(flat: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _known(documents: Sequence[Features]) -> NDArray[np.bool_]:
     """Buckets that stand in at least MIN_DOCUMENTS documents."""
     seen = np.zeros(BUCKETS, np.int64)
-    present = np.zeros(BUCKETS, np.bool_)
     for buckets in documents:
-        present[:] = False
-        present[buckets] = True
-        seen += present
+        seen[distinct(buckets)] += 1
     return seen >= MIN_DOCUMENTS
 
 

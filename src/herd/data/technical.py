@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from herd.data.language import UNKNOWN
 from herd.data.linear import LinearModel
-from herd.data.words import Hashes, Tokens
+from herd.data.words import Hashes, HashSet, Tokens
 from herd.data.words import tokens as tokens_of
 from herd.recipe_data import Group
 
@@ -40,13 +40,12 @@ ARGUED = 6  # distinct words of argument that a page of reasoning has; a manual 
 
 
 def _hashes(text: str) -> Hashes:
-    return np.unique(tokens_of(text).words)
+    return tokens_of(text).words
 
 
-_ARGUMENT, _MATHEMATICS = _hashes(ARGUMENT), _hashes(MATHEMATICS)
-_LOW_BITS = np.uint64(0xFFFF)
-_MAY_BE_KNOWN = np.zeros(1 << 16, np.bool_)
-_MAY_BE_KNOWN[np.concatenate([_ARGUMENT, _MATHEMATICS]) & _LOW_BITS] = True
+_KNOWN = HashSet(np.concatenate([_hashes(ARGUMENT), _hashes(MATHEMATICS)]))
+_IS_ARGUMENT = np.isin(_KNOWN.hashes, _hashes(ARGUMENT))
+_IS_MATHEMATICS = np.isin(_KNOWN.hashes, _hashes(MATHEMATICS))
 _IS_VISIBLE = np.ones(256, np.bool_)
 _IS_VISIBLE[[9, 10, 11, 12, 13, 32]] = False
 _IS_SIGN = np.zeros(256, np.bool_)
@@ -131,10 +130,10 @@ def reasoning_score(tokens: Tokens, model: LinearModel | None = None) -> float:
     words = tokens.words
     if not len(words):
         return 0.0
-    known = words[_MAY_BE_KNOWN[words & _LOW_BITS]]  # a few in a hundred; only they are looked up
-    arguing = known[np.isin(known, _ARGUMENT)]
-    argument = len(arguing) / len(words) * min(1.0, len(np.unique(arguing)) / ARGUED)
-    mathematics = np.isin(known, _MATHEMATICS).sum() / len(words) + tokens.histogram[_IS_FORMULA].sum() / max(
+    counts = np.bincount(_KNOWN.find(words)[1], minlength=len(_KNOWN.hashes))
+    arguing = counts[_IS_ARGUMENT]
+    argument = arguing.sum() / len(words) * min(1.0, np.count_nonzero(arguing) / ARGUED)
+    mathematics = counts[_IS_MATHEMATICS].sum() / len(words) + tokens.histogram[_IS_FORMULA].sum() / max(
         1, tokens.visible
     )
     return float(np.sqrt(min(1.0, argument / 0.03) * min(1.0, mathematics / 0.1)))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from herd.console import HerdError
 from herd.data.held_out import origins_held_out
-from herd.data.linear import Features, LinearModel, buckets_of, features, hash_share, train
+from herd.data.linear import BUCKETS, Features, LinearModel, buckets_of, features, hash_share, train
 from herd.data.quality import Sample
 from herd.data.words import Tokens, tokens
 from herd.intervals import Interval, wilson
@@ -152,8 +152,11 @@ def weak_labels(documents: Sequence[Features]) -> list[str]:
     """
     used = np.zeros((len(documents), sum(map(len, _seed_buckets()))), np.bool_)
     every = np.concatenate(_seed_buckets())
+    present = np.zeros(BUCKETS, np.bool_)
     for row, buckets in zip(used, documents, strict=True):
-        row[:] = np.isin(every, buckets)
+        present[buckets] = True
+        row[:] = present[every]
+        present[buckets] = False
     rarity = np.log((len(documents) + 1) / (used.sum(axis=0) + 1))
     edges = np.cumsum([0, *map(len, _seed_buckets())])[:-1]
     distinct = np.add.reduceat(used.astype(np.int64), edges, axis=1)

@@ -19,7 +19,7 @@ import numpy as np
 
 from herd.console import HerdError
 from herd.data.listed_files import Listed, open_listed
-from herd.data.words import Hashes, Tokens, ngrams, tokens
+from herd.data.words import Hashes, HashSet, Tokens, distinct, ngrams, tokens
 
 # Ours. On 2,494 pages of documentation in 20 languages and a book, 79 have a word of npm naughty-words 1.2.0, two have
 # more than 10 of 1,000 (a chapter on love, and addresses in xx), none more than 20.
@@ -34,29 +34,12 @@ _LANGUAGE = re.compile(r"(?:^|[-_.])([a-z]{2})(?:[-_][A-Z]{2}(?:[-_].*)?)?$")
 _BETWEEN_WORDS = re.compile(r"[ '\u2019-]+")
 
 
-class _Words:
-    """A set of hashes. The bucket of a hash, one of 65,536, is empty for nearly all words of a text, which ends it."""
-
-    def __init__(self, hashes: Hashes) -> None:
-        self.hashes = np.unique(hashes)
-        self.buckets = np.zeros(1 << 16, np.bool_)
-        self.buckets[self.hashes >> np.uint64(48)] = True
-
-    def places(self, words: Hashes) -> np.ndarray:
-        """Indices of the words that are in the set."""
-        maybe = np.flatnonzero(self.buckets[words >> np.uint64(48)])
-        if not len(maybe):
-            return maybe
-        at = np.minimum(np.searchsorted(self.hashes, words[maybe]), len(self.hashes) - 1)
-        return maybe[self.hashes[at] == words[maybe]]
-
-
 @dataclass
 class _List:
     """The list of one language: hashes of words, of phrases by length, and strings to look for within words."""
 
-    words: _Words
-    phrases: dict[int, _Words] = field(default_factory=dict)
+    words: HashSet
+    phrases: dict[int, HashSet] = field(default_factory=dict)
     strings: re.Pattern[str] | None = None
 
 
@@ -114,7 +97,7 @@ class DirtyWords:
         hits = [one.words.places(words)]
         hits += [phrases.places(ngrams(words, size)) for size, phrases in one.phrases.items()]
         within = sum(1 for _ in one.strings.finditer(text)) if one.strings else 0
-        return len(np.unique(np.concatenate(hits))) + within
+        return len(distinct(np.concatenate(hits))) + within
 
 
 def word_count(parts: Tokens, text: str, language: str) -> int:
@@ -164,7 +147,7 @@ def _compile(entries: list[str], language: str) -> tuple[_List, int]:
     Left out are entries with signs inside (`b*d`: patterns, or spellings that would break into harmless pieces),
     phrases of more than MAX_PHRASE words and, without spaces, single characters, which stand in many words.
     """
-    by_size: dict[int, list[Hashes]] = defaultdict(list)
+    forms: dict[int, set[str]] = defaultdict(set)  # by number of words, which single spaces divide
     strings: list[str] = []
     used = 0
     for entry in entries:
@@ -172,17 +155,26 @@ def _compile(entries: list[str], language: str) -> tuple[_List, int]:
         if language in SPACELESS and not entry.isascii():
             good = len(entry) > 1
             strings += [re.escape(entry)] * good
-        else:
-            good = len(pieces) <= MAX_PHRASE and all(_is_word(piece) for piece in pieces)
+        elif good := len(pieces) <= MAX_PHRASE and all(map(_is_word, pieces)):
             # Case is ignored in ASCII only, so other alphabets are entered in the cases they are written in.
-            for form in {entry, entry.lower(), entry.upper(), entry.capitalize()} if good else ():
-                words = tokens(_BETWEEN_WORDS.sub(" ", form)).words
-                by_size[len(pieces)].append(words if len(pieces) == 1 else ngrams(words, len(pieces)))
+            plain = " ".join(pieces)
+            forms[len(pieces)] |= (
+                {plain}
+                if plain.isascii()
+                else {
+                    _BETWEEN_WORDS.sub(" ", form) for form in (entry, entry.lower(), entry.upper(), entry.capitalize())
+                }
+            )
         used += good
-    sets = {size: _Words(np.concatenate(hashes)) for size, hashes in sorted(by_size.items())}
-    words = sets.pop(1, None) or _Words(np.empty(0, np.uint64))
+    sets = {size: HashSet(_phrases(phrases, size)) for size, phrases in sorted(forms.items())}
+    words = sets.pop(1, None) or HashSet(np.empty(0, np.uint64))
     longest_first = sorted(strings, key=lambda one: (-len(one), one))
     return _List(words, sets, re.compile("|".join(longest_first)) if strings else None), used
+
+
+def _phrases(phrases: Iterable[str], size: int) -> Hashes:
+    """Hashes of phrases of so many words."""
+    return ngrams(tokens(" ".join(phrases)).words, size)[::size] if size > 1 else tokens(" ".join(phrases)).words
 
 
 def _is_word(piece: str) -> bool:

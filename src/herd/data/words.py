@@ -27,8 +27,10 @@ _IS_SPACE = np.zeros(256, np.bool_)
 _IS_SPACE[[9, 10, 11, 12, 13, 32]] = True
 _IS_WORD = _IS_LETTER | _IS_DIGIT
 _IS_WORD[95] = True  # snake_case is one word
-_LOWER = np.arange(256, dtype=np.uint8)
-_LOWER[65:91] += 32
+# Bytes through a table by bytes.translate, three times faster than indexing an array with them.
+_LOWER = bytes(range(256)).lower()
+_WORD_TABLE = _IS_WORD.tobytes()
+_NO_LETTERS = bytes(byte for byte in range(256) if not _IS_LETTER[byte] and byte != 10)
 
 
 def _powers(count: int) -> tuple[Hashes, Hashes]:
@@ -39,13 +41,17 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
 
 
 _POWERS, _INVERSES = _powers(_CHUNK)
+_SUMS = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_POWERS, dtype=np.uint64)])
 
 
 def mix(values: Hashes) -> Hashes:
     """The finaliser of splitmix64: every output bit depends on every input bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def stretch_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Hashes:
@@ -55,11 +61,18 @@ def stretch_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDA
     """
     if len(data) > len(_POWERS):
         return _long_stretch_hashes(data, starts, ends)
-    sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * _POWERS[: len(data)], out=sums[1:])
-    return mix(
-        (sums[ends] - sums[starts]) * _INVERSES[np.minimum(starts, len(data) - 1)] + (ends - starts).astype(np.uint64)
-    )
+    # The sum of (byte + 1) * base^i over a stretch: that of the ones is known beforehand.
+    sums = np.empty(len(data) + 1, np.uint64)
+    sums[0] = 0
+    terms = sums[1:]
+    np.multiply(data, _POWERS[: len(data)], out=terms)
+    np.cumsum(terms, out=terms)
+    sums += _SUMS[: len(data) + 1]
+    values = sums[ends]
+    values -= sums[starts]
+    values *= _INVERSES[np.minimum(starts, len(data) - 1)]
+    values += (ends - starts).view(np.uint64)
+    return mix(values)
 
 
 def _long_stretch_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Hashes:
@@ -78,10 +91,10 @@ def _long_stretch_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], end
 
 def _edges(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Starts and ends of the stretches where a mask is true."""
-    padded = np.zeros(len(mask) + 2, np.int8)
+    padded = np.zeros(len(mask) + 2, np.bool_)
     padded[1:-1] = mask
-    steps = np.diff(padded)
-    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    changes = np.flatnonzero(padded[1:] != padded[:-1])
+    return changes[::2].copy(), changes[1::2].copy()
 
 
 @dataclass(frozen=True)
@@ -109,13 +122,15 @@ class Tokens:
 
     @cached_property
     def word_edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return _edges(_IS_WORD[self.data])
+        return _edges(np.frombuffer(self.data.tobytes().translate(_WORD_TABLE), np.bool_))
 
     @cached_property
     def words(self) -> Hashes:
         """A hash for each word (letters, digits and underscores, case ignored), in order."""
         starts, ends = self.word_edges
-        return stretch_hashes(_LOWER[self.data], starts, ends) if len(starts) else np.empty(0, np.uint64)
+        if not len(starts):
+            return np.empty(0, np.uint64)
+        return stretch_hashes(np.frombuffer(self.data.tobytes().translate(_LOWER), np.uint8), starts, ends)
 
     @cached_property
     def line_edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -128,12 +143,10 @@ class Tokens:
     @cached_property
     def line_letters(self) -> tuple[Hashes, NDArray[np.int64]]:
         """For each line: a hash of its letters alone (case, digits and punctuation ignored), and their number."""
-        is_letter = _IS_LETTER[self.data]
-        counts = np.zeros(len(self.data) + 1, np.int64)
-        np.cumsum(is_letter, out=counts[1:])
-        starts, ends = (counts[edge] for edge in self.line_edges)
-        letters = _LOWER[self.data[is_letter]]
-        if not len(letters):
+        letters = np.frombuffer(self.data.tobytes().translate(_LOWER, _NO_LETTERS), np.uint8)  # and line breaks
+        breaks = np.flatnonzero(letters == 10)
+        starts, ends = np.append(0, breaks + 1), np.append(breaks, len(letters))
+        if len(letters) == len(breaks):
             return np.zeros(len(starts), np.uint64), ends - starts
         return stretch_hashes(letters, starts, ends), ends - starts
 
@@ -151,12 +164,36 @@ def distinct(values: NDArray[Any]) -> NDArray[Any]:
     return values[new]
 
 
+class HashSet:
+    """A set of hashes. The bucket of a hash, one of 65,536, is empty for nearly all words of a text, which ends it."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = distinct(hashes)
+        self._buckets = np.zeros(1 << 16, np.bool_)
+        self._buckets[self.hashes >> np.uint64(48)] = True
+
+    def find(self, words: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of the words that are in the set, in order, and for each its index in `hashes`."""
+        maybe = np.flatnonzero(self._buckets[(words >> np.uint64(48)).view(np.int64)])
+        if not len(maybe):
+            return maybe, maybe
+        candidates = words[maybe]
+        at = np.minimum(np.searchsorted(self.hashes, candidates), len(self.hashes) - 1)
+        known = self.hashes[at] == candidates
+        return maybe[known], at[known]
+
+    def places(self, words: Hashes) -> NDArray[np.int64]:
+        """Indices of the words that are in the set, in order."""
+        return self.find(words)[0]
+
+
 def ngrams(words: Hashes, size: int) -> Hashes:
     """A hash for each run of `size` words; empty where there are fewer."""
     count = len(words) - size + 1
     if count <= 0:
         return np.empty(0, np.uint64)
-    total = np.zeros(count, np.uint64)
-    for offset in range(size):
-        total = total * np.uint64(_BASE) + words[offset : offset + count]
+    total = words[:count].copy()
+    for offset in range(1, size):
+        total *= np.uint64(_BASE)
+        total += words[offset : offset + count]
     return mix(total)
