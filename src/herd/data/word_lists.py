@@ -19,7 +19,7 @@ import numpy as np
 
 from herd.console import HerdError
 from herd.data.listed_files import Listed, open_listed
-from herd.data.words import Hashes, HashSet, Tokens, distinct, ngrams, tokens
+from herd.data.words import Hashes, HashSet, Tokens, distinct, ngrams, ngrams_at, tokens
 
 # Ours. On 2,494 pages of documentation in 20 languages and a book, 79 have a word of npm naughty-words 1.2.0, two have
 # more than 10 of 1,000 (a chapter on love, and addresses in xx), none more than 20.
@@ -40,6 +40,7 @@ class _List:
 
     words: HashSet
     phrases: dict[int, HashSet] = field(default_factory=dict)
+    firsts: HashSet = field(default_factory=lambda: HashSet(np.empty(0, np.uint64)))  # words that phrases begin with
     strings: re.Pattern[str] | None = None
 
 
@@ -95,7 +96,10 @@ class DirtyWords:
             return 0
         words = parts.words
         hits = [one.words.places(words)]
-        hits += [phrases.places(ngrams(words, size)) for size, phrases in one.phrases.items()]
+        begins = one.firsts.places(words)  # few words begin a phrase: the others need no hash of what follows them
+        for size, phrases in one.phrases.items():
+            own = begins[begins <= len(words) - size]
+            hits.append(own[phrases.places(ngrams_at(words, size, own))])
         within = sum(1 for _ in one.strings.finditer(text)) if one.strings else 0
         return len(distinct(np.concatenate(hits))) + within
 
@@ -168,8 +172,10 @@ def _compile(entries: list[str], language: str) -> tuple[_List, int]:
         used += good
     sets = {size: HashSet(_phrases(phrases, size)) for size, phrases in sorted(forms.items())}
     words = sets.pop(1, None) or HashSet(np.empty(0, np.uint64))
+    firsts = [_phrases([phrase.split(" ", 1)[0] for phrase in forms[size]], 1) for size in sets]
     longest_first = sorted(strings, key=lambda one: (-len(one), one))
-    return _List(words, sets, re.compile("|".join(longest_first)) if strings else None), used
+    begins = HashSet(np.concatenate([np.empty(0, np.uint64), *firsts]))
+    return _List(words, sets, begins, re.compile("|".join(longest_first)) if strings else None), used
 
 
 def _phrases(phrases: Iterable[str], size: int) -> Hashes:

@@ -187,6 +187,15 @@ class HashSet:
         return self.find(words)[0]
 
 
+def ngrams_at(words: Hashes, size: int, places: NDArray[np.int64]) -> Hashes:
+    """The hashes that `ngrams` gives for the runs of `size` words that begin at `places`."""
+    total = words[places]
+    for offset in range(1, size):
+        total *= np.uint64(_BASE)
+        total += words[places + offset]
+    return mix(total)
+
+
 def ngrams(words: Hashes, size: int) -> Hashes:
     """A hash for each run of `size` words; empty where there are fewer."""
     count = len(words) - size + 1
