@@ -59,7 +59,7 @@ def page_text(html: str) -> Page:
         return Page("", (), complete, "article", Features())
     pieces, features = cut(_clean(tree, tree.body).html or "")
     kind = features.kind
-    text, verbatim = render(content_blocks([block for piece in pieces for block in blocks(piece, kind)], kind))
+    text, verbatim = render(content_blocks(blocks(pieces, kind), kind))
     return Page(text, verbatim, complete, kind, features)
 
 
