@@ -26,6 +26,7 @@ _INLINE = re.compile(
 )
 _INLINE_CODE = ("<code", "<tt")
 _LINK_TAG = re.compile(r"<a(?=[ >])[^>]*>")
+_LINK_CLOSED, _LINE_BREAK = re.compile("</a>"), re.compile("<br>")  # `re` replaces faster than `str` here
 _IMAGE = re.compile(r"<img [^>]*>")
 _ALT = re.compile(r' alt="([^"]*)"')
 _FILE = (".png", ".gif", ".jpg", ".jpeg", ".svg", ".webp")
@@ -91,7 +92,7 @@ def cut(markup: str) -> tuple[Pieces, Features]:
     formulas = markup.count('class="math') + markup.count(_FORMULA)
     markup = _RAW.sub("", markup)
     markup = _INLINE.sub("", markup)
-    markup = _LINK_TAG.sub(_LINK, markup).replace("</a>", _LINK_END).replace("<br>", _BREAK)
+    markup = _LINE_BREAK.sub(_BREAK, _LINK_CLOSED.sub(_LINK_END, _LINK_TAG.sub(_LINK, markup)))
     markup = _IMAGE.sub(_image, markup).replace("&nbsp;", " ")
     pieces = _pieces(markup)
     return pieces, _features(pieces, inline_code, formulas)
@@ -284,7 +285,7 @@ def _code(text: str, kind: Kind) -> str:
             text = text.replace(mark, "")
     text = _plain(text.replace(_BREAK, "\n").replace(_PARAGRAPH, "\n"))
     lines = [line.rstrip() for line in text.expandtabs(8).strip("\n").split("\n")]
-    if kind == "code" and len(lines) >= 3:
+    if kind == "code" and len(lines) >= 3 and _NUMBERED.match(lines[0]):
         lines = _without_numbers(lines)
     return "\n".join(lines) if any(lines) else ""
 
