@@ -81,6 +81,18 @@ def test_broken_pages_do_not_raise(broken: str) -> None:
     html(broken)
 
 
+def test_signs_of_a_script_inside_a_script_do_not_shift_the_blocks() -> None:
+    page = "<p>First.</p><script><!--<script></script> a < b --></script><p>1 &lt; 2 &amp;lt;</p><h2>Last</h2>"
+    text = html(page)
+    assert text.startswith("First.") and text.endswith("\n\n1 < 2 &lt;\n\nLast\n")
+
+
+def test_spans_of_highlighted_code_leave_their_text_as_it_is() -> None:
+    code = '<span></span><span class="k">if</span> <span class="n">x</span> <span class="o">&lt;</span> 2:'
+    page = f'<p>Call <code><span class="pre">f()</span></code>:</p><pre>{code}\n    <span class="k">pass</span>\n</pre>'
+    assert html(page) == "Call f():\n\nif x < 2:\n    pass\n"
+
+
 def test_markdown_loses_its_markers_and_keeps_code() -> None:
     source = (
         "# Title #1\n\n[![build](b.svg)](ci)\n\nSome **bold** and _soft_ [link](http://x) with `snake_case_name`.\n\n"

@@ -59,7 +59,7 @@ def page_text(html: str) -> Page:
         return Page("", (), complete, "article", Features())
     pieces, features = cut(_clean(tree, tree.body).html or "")
     kind = features.kind
-    text, verbatim = render(content_blocks([block for piece in pieces for block in blocks(piece, kind)], kind))
+    text, verbatim = render(content_blocks(blocks(pieces, kind), kind))
     return Page(text, verbatim, complete, kind, features)
 
 
@@ -67,16 +67,17 @@ def _clean(tree: LexborHTMLParser, body: Any) -> Any:
     """The element that holds the page's content, with what is no content inside taken out and formulas as text."""
     found = {node.mem_id: node for node in tree.css(_QUERY)}  # in the page's order; the query may name one twice
     nodes = list(found.values())
-    root, after = _content_root(nodes, body)
+    every = [node.attributes for node in nodes]  # a dictionary that is made at each look
+    root, after = _content_root(nodes, every, body)
     whole = -1
     # Backwards, so that no node is touched after one that holds it is gone.
-    for node in reversed(nodes[after:]):
+    for node, attributes in zip(reversed(nodes[after:]), reversed(every[after:]), strict=True):
         tag = node.tag
         if tag == "math":
-            display = (node.attributes.get("display") or "") == "block"
+            display = (attributes.get("display") or "") == "block"
             node.replace_with(formula(mathml.source(node), display))
         elif tag == "script":
-            media = node.attributes.get("type") or ""
+            media = attributes.get("type") or ""
             if media.startswith("math/"):
                 node.replace_with(formula(node.text(), "mode=display" in media))
         elif tag == "mjx-container":
@@ -89,14 +90,14 @@ def _clean(tree: LexborHTMLParser, body: Any) -> Any:
                 whole = len(body.text())
             if len(node.text()) < 0.5 * whole:
                 node.decompose()
-        elif not _stays(node) and node.mem_id != body.mem_id:
+        elif not _stays(node, attributes) and node.mem_id != body.mem_id:
             node.decompose()
     return root
 
 
-def _stays(node: Any) -> bool:
+def _stays(node: Any, attributes: dict[str, str | None]) -> bool:
     """Whether an element that the query found may be content; what it found by class or id may not."""
-    tag, attributes = node.tag, node.attributes
+    tag = node.tag
     names = (attributes.get("class") or "").split()
     if "hidden" in attributes or attributes.get("role") in _SKIPPED_ROLES or attributes.get("id") in _SKIPPED_IDS:
         return False
@@ -109,10 +110,11 @@ def _stays(node: Any) -> bool:
     return tag != "header" or node.css_first("h1") is not None
 
 
-def _content_root(nodes: list[Any], body: Any) -> tuple[Any, int]:
+def _content_root(nodes: list[Any], every: list[dict[str, str | None]], body: Any) -> tuple[Any, int]:
     """The one main element or article where it has the most of the page's text, and how many nodes come up to it."""
-    mains = [i for i, node in enumerate(nodes) if node.tag == "main" or node.attributes.get("role") == "main"]
-    articles = [i for i, node in enumerate(nodes) if node.tag == "article"]
+    tags = [node.tag for node in nodes]
+    mains = [i for i, tag in enumerate(tags) if tag == "main" or every[i].get("role") == "main"]
+    articles = [i for i, tag in enumerate(tags) if tag == "article"]
     for candidates in (mains, articles):
         if len(candidates) == 1:
             node = nodes[candidates[0]]

@@ -41,7 +41,9 @@ def content_blocks(blocks: list[Block], kind: Kind) -> list[Block]:
 
 
 def _is_navigation(block: Block, kind: Kind) -> bool:
-    if block.tag == "pre" or block.level or block.links <= NAVIGATION_DENSITY * len(block.text.replace(" ", "")):
+    if not block.links or block.links <= NAVIGATION_DENSITY * (len(block.text) - block.text.count(" ")):
+        return False
+    if block.tag == "pre" or block.level:
         return False
     if kind == "reasoning" and block.formulas:
         return False
@@ -80,7 +82,7 @@ def _without_orphans(blocks: list[Block | None]) -> list[Block]:
         if block is None:
             dropped_after = True
             continue
-        if block.level and dropped_after and (not kept or 0 < kept[-1].level <= block.level):
+        if dropped_after and block.level and (not kept or 0 < kept[-1].level <= block.level):
             continue
         kept.append(block)
         dropped_after = False
