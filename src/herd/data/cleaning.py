@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import astuple
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from herd.data.documents import CURATED, Writer, read_rows
 from herd.data.domain_scores import DomainCounts
 from herd.data.domains import DomainList, host_of, site_of
 from herd.data.exchange import write_run
-from herd.data.extract import extract
+from herd.data.extract import Extracted, extract, is_text
 from herd.data.funnel import Ledger
 from herd.data.language import LanguageTable, declared_language
 from herd.data.lines import line_keys
@@ -32,6 +34,8 @@ from herd.recipe_data import Data
 TEXT_KINDS = ("prose", "docs")  # what is read as text: lines may go, words are judged; code or a table would break
 ANY_LANGUAGE_KINDS = ("code", "table")
 
+BATCH = 64  # documents that go through a step together
+
 EXTRACTED = pa.schema(
     [
         *(
@@ -40,6 +44,7 @@ EXTRACTED = pa.schema(
         ),
         ("verbatim", pa.list_(pa.list_(pa.int32()))),
         ("bytes", pa.int32()),
+        ("dirty", pa.int32()),  # words of the recipe's lists
     ]
 )
 # Facts of each document that goes on; a file each, joined over parts.
@@ -66,8 +71,9 @@ def clean(task: Cleaning) -> dict[str, Any]:
         Writer(task.folder / f"{task.name}.extracted.parquet", EXTRACTED, weigh="text", compression="lz4") as writer,
     ):
         cleaner = _Cleaner(task, ledger)
-        for row in read_rows(task.raw):
-            if (done := cleaner.clean(row)) is not None:
+        rows = read_rows(task.raw)
+        while batch := list(islice(rows, BATCH)):
+            for done in cleaner.clean(batch):
                 writer.write(done[0])
                 facts.add(*done)
         books = ledger.books()
@@ -76,7 +82,7 @@ def clean(task: Cleaning) -> dict[str, Any]:
 
 
 class _Cleaner:
-    """The steps on one document, with what they need."""
+    """The steps on some documents, with what they need."""
 
     def __init__(self, task: Cleaning, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -86,55 +92,77 @@ class _Cleaner:
         self._languages = LanguageTable()
         self._sites: dict[str, DomainCounts] = defaultdict(DomainCounts)
 
-    def clean(self, row: dict[str, Any]) -> tuple[dict[str, Any], Tokens] | None:
-        """A raw document as extracted text with its language; None where a step dropped it."""
+    def clean(self, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tokens]]:
+        """Raw documents as extracted text with its language, those that no step dropped.
+
+        Step after step for all of them: a language model of a megabyte stays in the processor's cache only while
+        nothing else is done (0.14 ms a document instead of 0.29).
+        """
+        listed = [self._listed(row) for row in rows]
+        pages = [None if name else _extracted(row) for row, name in zip(rows, listed, strict=True)]
+        spoken = [language.identify(page.text) if page else ("", 0.0) for page in pages]
+        masked = [pii.mask(page.text, row["kind"]) if page else None for row, page in zip(rows, pages, strict=True)]
+        for row, name, page, (code, confidence), text in zip(rows, listed, pages, spoken, masked, strict=True):
+            if page is None or text is None:
+                self._drop_raw(row, name)
+                continue
+            self._note(row, page)
+            if (done := self._private(row, page, text, code, confidence)) is not None:
+                yield done
+
+    def _listed(self, row: dict[str, Any]) -> str | None:
+        return self._blocklist.blocked(row["url"]) if self._blocklist is not None and row["url"] else None
+
+    def _drop_raw(self, row: dict[str, Any], listed: str | None) -> None:
+        content = row["content"]
+        self._ledger.enter("blocklist", len(content))
+        if listed:
+            return self._ledger.drop(row, "blocklist", "listed_domain", 1.0, 0.0, len(content), listed)
+        self._ledger.enter("extract", len(content))
+        rule = "no_text" if is_text(content, row["media"]) else "not_text"
+        return self._ledger.drop(row, "extract", rule, 0.0, 1.0, len(content))
+
+    def _note(self, row: dict[str, Any], page: Extracted) -> None:
+        for step in ("blocklist", "extract"):
+            self._ledger.enter(step, len(row["content"]))
+        self._ledger.note("encodings", page.encoding)
+        if not page.complete:
+            self._ledger.note("cut_short", row["media"])
+
+    def _private(
+        self, row: dict[str, Any], page: Extracted, masked: pii.Masked, code: str, confidence: float
+    ) -> tuple[dict[str, Any], Tokens] | None:
         ledger = self._ledger
         content, media = row.pop("content"), row.pop("media")
-        ledger.enter("blocklist", len(content))
-        if self._blocklist is not None and row["url"] and (listed := self._blocklist.blocked(row["url"])):
-            return ledger.drop(row, "blocklist", "listed_domain", 1.0, 0.0, len(content), listed)
-        ledger.enter("extract", len(content))
-        try:
-            found = extract(content, media)
-        except UnicodeError:
-            return ledger.drop(row, "extract", "not_text", 0.0, 1.0, len(content))
-        if not found.text.strip():
-            return ledger.drop(row, "extract", "no_text", 0.0, 1.0, len(content))
-        ledger.note("encodings", found.encoding)
-        if not found.complete:
-            ledger.note("cut_short", media)
-        return self._private(row, found, declared_language(row["path"], content[:2048] if media == "html" else b""))
-
-    def _private(self, row: dict[str, Any], found: Any, declared: str) -> tuple[dict[str, Any], Tokens] | None:
-        ledger = self._ledger
-        code, confidence = language.identify(found.text)
-        size = len(found.text.encode("utf-8", "replace"))
+        parts = tokens(masked.text)
+        personal = +masked.counts
+        size = len(page.text.encode("utf-8", "replace")) if personal else len(parts.data)
         ledger.enter("pii", size)
-        masked = pii.mask(found.text, row["kind"])
         if masked.is_directory:
             return ledger.drop(row, "pii", "directory", masked.personal_per_kb, pii.MAX_PERSONAL_PER_KB, size)
-        parts = tokens(masked.text)
-        if personal := +masked.counts:
+        if personal:
             for name, count in personal.items():
                 ledger.note("masked", name, count)
             sample = ", ".join(f"{count} {name}" for name, count in sorted(personal.items()))
             ledger.change(row, "pii", "masked", personal.total(), size - len(parts.data), sample)
 
         ledger.enter("language", len(parts.data))
+        dirty = 0
         if row["kind"] not in ANY_LANGUAGE_KINDS:
+            declared = declared_language(row["path"], content[:2048] if media == "html" else b"")
             self._languages.add(row["source"], declared, code, confidence, len(parts.data))
             if code not in self._wanted:
                 ledger.note("other_languages", code)
                 return ledger.drop(row, "language", "other_language", confidence, 0.0, len(parts.data), masked.text)
+            dirty = self._dirty.count(parts, masked.text, code) if self._dirty is not None else 0
         if row["url"]:
-            self._count(site_of(host_of(row["url"])), parts, masked, code)
-        row |= {"language": code, "page": found.page, "text": masked.text, "verbatim": found.verbatim}
+            self._count(site_of(host_of(row["url"])), parts, masked, code, dirty)
+        row |= {"language": code, "page": page.page, "text": masked.text, "verbatim": page.verbatim, "dirty": dirty}
         return {**row, "bytes": len(parts.data)}, parts
 
-    def _count(self, site: str, parts: Tokens, masked: pii.Masked, code: str) -> None:
+    def _count(self, site: str, parts: Tokens, masked: pii.Masked, code: str, dirty: int) -> None:
         """Add a document to the counts of its site."""
         words = word_count(parts, masked.text, code)
-        dirty = self._dirty.count(parts, masked.text, code) if self._dirty is not None else 0
         personal = masked.personal
         self._sites[site] += DomainCounts(
             1, len(parts.data), words, personal, int(personal > 0), dirty, int(is_dirty(dirty, words))
@@ -146,6 +174,15 @@ class _Cleaner:
             "languages": self._languages.to_json(),
             "sites": {site: astuple(counts) for site, counts in sorted(self._sites.items())},
         }
+
+
+def _extracted(row: dict[str, Any]) -> Extracted | None:
+    """The text of a raw document; None where there is none."""
+    try:
+        page = extract(row["content"], row["media"])
+    except UnicodeError:
+        return None
+    return page if page.text.strip() else None
 
 
 @cache
@@ -177,7 +214,7 @@ class Facts:
         self.ids.append(int(row["id"], 16))
         self.bytes.append(len(parts.data))
         self._days.append(row["retrieved"].toordinal())
-        self._digests.append(_text_digest(row["text"]))
+        self._digests.append(_text_digest(parts))
         self._urls.append(text_key(normal_url(row["url"])) if row["url"] else 0)
         self._sites.append(text_key(site_of(host_of(row["url"]))) if row["url"] else 0)
         # Paper 3.1.2: copies are looked for within a language. Code has none.
@@ -214,9 +251,9 @@ class Facts:
         write_run(Path(f"{base}.lines"), lines, np.repeat(rows, [len(keys) for keys in self._lines]))
 
 
-def _text_digest(text: str) -> bytes:
-    """SHA-256, first 16 bytes, of a text with its white space collapsed: what "the same text" means."""
-    return hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()[:16]
+def _text_digest(parts: Tokens) -> bytes:
+    """SHA-256, first 16 bytes, of a text without its white space: what "the same text" means."""
+    return hashlib.sha256(parts.data.tobytes().translate(None, b" \t\n\r\f\v")).digest()[:16]
 
 
 def text_key(text: str) -> int:

@@ -158,10 +158,7 @@ class _Judge:
     def _dirty_words(self, row: dict[str, Any], parts: Tokens) -> heuristics.Verdict | None:
         if self._dirty is None or row["kind"] not in TEXT_KINDS:
             return None
-        count, words = (
-            self._dirty.count(parts, row["text"], row["language"]),
-            word_count(parts, row["text"], row["language"]),
-        )
+        count, words = row["dirty"], word_count(parts, row["text"], row["language"])
         share = 1000 * count / max(1, words)
         return heuristics.Verdict("dirty_words", share, MAX_PER_1000) if is_dirty(count, words) else None
 
@@ -175,4 +172,6 @@ class _Judge:
         sample = "\n".join(line[:200] for line in removed[:_SAMPLE_LINES])
         ledger.change(row, "lines", "repeated_line", len(removed), row["bytes"] - len(parts.data), sample)
         row["bytes"] = len(parts.data)
+        if self._dirty is not None:
+            row["dirty"] = self._dirty.count(parts, row["text"], row["language"])
         return parts
