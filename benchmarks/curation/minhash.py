@@ -28,7 +28,7 @@ import numpy as np
 
 from herd.data import cleaning, duplicates, minhash
 from herd.data.documents import Writer, document_id
-from herd.data.engine import Engine
+from herd.data.engine import Crew, Engine
 from herd.data.words import tokens
 from herd.recipe_data import Data, Folder
 
@@ -96,7 +96,7 @@ def hashed(texts: Path, work: Path) -> dict[str, float]:
                 row = {
                     "id": document_id("short", str(number)), "source": "short", "path": str(number), "url": "",
                     "kind": "code", "page": "", "language": "", "licence": "", "retrieved": day, "text": text,
-                    "verbatim": [], "bytes": len(parts.data),
+                    "verbatim": [], "bytes": len(parts.data), "dirty": 0,
                 }  # fmt: skip
                 size += len(parts.data)
                 writer.write(row)
@@ -111,7 +111,8 @@ def joined(work: Path) -> dict[str, float]:
     names, counts = json.loads((work / "parts.json").read_text())
     start = cpu()
     corpus = duplicates.join_facts(work, names, counts)
-    fates = duplicates.decide(corpus, DATA, np.empty(0, np.uint64), Engine("local", 1))
+    with Crew(Engine("local", 1)) as crew:
+        fates = duplicates.decide(corpus, DATA, np.empty(0, np.uint64), crew)
     figures: dict[str, float] = {"cpu-s": cpu() - start, "rss-gb": peak(), "documents": corpus.documents}
     dropped = {name: int((fates.fate == fate).sum()) for fate, name in duplicates.STEP_OF.items()}
     return figures | {"exact": dropped["exact"], "near": dropped["near"]}
