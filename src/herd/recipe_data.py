@@ -223,3 +223,10 @@ class Data(Section):
     def _distinct(cls, sources: list[Any]) -> list[Any]:
         no_twins([source.name for source in sources])
         return sources
+
+    @model_validator(mode="after")
+    def _referenced(self) -> Data:
+        names = [source.name for source in self.source]
+        if unknown := sorted(set(self.quality.reference) - set(names)):
+            raise ValueError(f"quality.reference: no source '{unknown[0]}'; there are {', '.join(names)}")
+        return self

@@ -168,6 +168,11 @@ def test_class_caps_take_documents_out_and_unknown_classes_are_errors(web: Web) 
         web.curate([page(0)], mix=Mix(class_caps={"gardening": 0.5}))
 
 
+def test_a_reference_that_is_no_source_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match=r"quality.reference: no source 'wbe'; there are web"):
+        Data.model_validate({"source": [WEB.model_dump()], "quality": {"reference": ["wbe"]}})
+
+
 def test_damaged_rows_cost_only_themselves(web: Web) -> None:
     (web.base / "web").mkdir()
     (web.base / "web" / "latin.html").write_bytes(b"<p>" + GERMAN.encode("latin-1"))
