@@ -184,7 +184,7 @@ class Decontamination(Section):
 class Data(Section):
     source: list[Source] = Field(min_length=1)
     languages: list[str] = Field(
-        default=["en"], description="ISO 639-1 codes kept; code and tables are kept in any language"
+        default=["en"], min_length=1, description="ISO 639-1 codes kept; code and tables are kept in any language"
     )
     min_bytes: Positive = Field(default=1_000_000, description="less cleaned text than this is an error")
     held_out_share: Share = Field(default=0.03, description="share of documents never trained on")

@@ -51,11 +51,12 @@ def read_range(runs: Sequence[tuple[Path, int]], index: int, count: int) -> tupl
 
 def join_arrays(parts: Sequence[Path], target: Path) -> Any:
     """Arrays of all parts as one file, mapped; only one part is in memory at a time."""
-    shapes = [np.load(part, mmap_mode="r") for part in parts]
-    count = sum(len(array) for array in shapes)
-    joined = np.lib.format.open_memmap(target, "w+", shapes[0].dtype, (count, *shapes[0].shape[1:]))
+    lengths = [len(np.load(part, mmap_mode="r")) for part in parts]
+    first = np.load(parts[0], mmap_mode="r")
+    joined = np.lib.format.open_memmap(target, "w+", first.dtype, (sum(lengths), *first.shape[1:]))
     start = 0
-    for array in shapes:
+    for part in parts:
+        array = np.load(part)
         joined[start : start + len(array)] = array
         start += len(array)
     joined.flush()

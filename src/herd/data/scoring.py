@@ -68,7 +68,7 @@ def score(task: Scoring) -> str:
             columns["quality"].append(encoder(parts))
         else:
             columns["quality"].append(judge.score(parts, row["language"]) if judge is not None else float("nan"))
-        columns["topic"].append(topics.classify(parts)[0] if topics is not None else "")
+        columns["topic"].append(topics.classify(parts, row["language"])[0] if topics is not None else "")
         columns["reasoning"].append(reasoning_score(parts, technical[1]))
         columns["code"].append(code_score(parts, technical[0]) if technical[0] is not None else 0.0)
         columns["bytes"].append(row["bytes"])

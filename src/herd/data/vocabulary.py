@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from herd.artifact import Artifact, Draft
-from herd.console import progress
+from herd.console import HerdError, progress
 from herd.evidence import Claim, write_claims
 from herd.model.tokenizer import train_tokenizer
 from herd.recipe import Section, Tokenizer
@@ -38,6 +38,8 @@ def learn(settings: VocabularySettings, inputs: Mapping[str, Artifact], out: Dra
             sample.append(i)
             size += table["bytes"][i]
     held = [i for i in rows if table["split"][i] == "heldout"][:HELD_OUT_DOCUMENTS]
+    if not sample or not held:
+        raise HerdError(f"tokenizer: {len(sample)} documents to learn from and {len(held)} held out: add text")
     texts = _texts(path, {*sample, *held})
     with progress("tokenizer: learning merges"):
         tokenizer = train_tokenizer([texts[i] for i in sample], settings.tokenizer.vocab_size)
