@@ -98,6 +98,11 @@ def test_of_one_address_the_most_recent_page_is_kept(web: Web) -> None:
     assert row["kept"] == kept(artifact)[2]["id"]
 
 
+def test_addresses_without_a_host_and_pages_of_one_script_are_not_one_page(web: Web) -> None:
+    urls = ["http://", "http://", "https://app.example/#/one", "https://app.example/#/two"]
+    assert drops(web.curate([page(n, url) for n, url in enumerate(urls)])) == {}
+
+
 def test_copies_of_copies_belong_to_the_document_that_is_kept(web: Web) -> None:
     """An older page equal to one that is a near-copy of a third: one cluster, one keeper."""
     longer = CHAPTERS[5] + "\nOne more sentence stands at the end of the longest version."

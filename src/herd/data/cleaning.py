@@ -215,7 +215,8 @@ class Facts:
         self.bytes.append(len(parts.data))
         self._days.append(row["retrieved"].toordinal())
         self._digests.append(_text_digest(parts))
-        self._urls.append(text_key(normal_url(row["url"])) if row["url"] else 0)
+        address = normal_url(row["url"]) if row["url"] else ""
+        self._urls.append(text_key(address) if address else 0)
         self._sites.append(text_key(site_of(host_of(row["url"]))) if row["url"] else 0)
         # Paper 3.1.2: copies are looked for within a language. Code has none.
         spoken = "" if row["kind"] in ANY_LANGUAGE_KINDS else row["language"]
@@ -263,7 +264,10 @@ def text_key(text: str) -> int:
 
 def normal_url(url: str) -> str:
     """What is "the same URL": scheme, case of the host, a default port, `www.`, a fragment and a last / don't count."""
-    rest = url.split("#", 1)[0].split("://", 1)[-1]
+    page, _, fragment = url.partition("#")
+    if fragment.startswith(("/", "!")):  # a page of its own, which a script shows
+        page = url
+    rest = page.split("://", 1)[-1]
     host, slash, path = rest.partition("/")
     host = host.lower().removesuffix(":80").removesuffix(":443").removeprefix("www.")
     return f"{host}{slash}{path}".rstrip("/")

@@ -84,6 +84,7 @@ class Crew:
                 ended += 1
                 yield
         except BrokenProcessPool:
+            self._pool = None
             left = [job for job in jobs if not job.result.is_file()]
             yield from [None] * (len(jobs) - len(left) - ended)
             console.warn(
@@ -94,10 +95,11 @@ class Crew:
 
     def _alone(self, job: _Job) -> None:
         for _ in range(MAX_CRASHES):
-            self._pool = None
-            with contextlib.suppress(BrokenProcessPool):
+            try:
                 list(self._pooled([job]))
                 return
+            except BrokenProcessPool:
+                self._pool = None
         raise HerdError(
             f"the task {job.result.stem} killed its worker process {MAX_CRASHES} times, which looks like too little "
             "memory: lower data.part_bytes; what is done is kept"
