@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "herd"
 
 FLOORS: list[list[str]] = [  # rooms (folders) of one floor don't know each other
     [
-        "heap",
+        "process",
         "console",
         "intervals",
         "artifact",

@@ -149,7 +149,8 @@ class Mix(Section):
     )
     max_epochs: PositiveReal = Field(default=4.0, description="a stream is read at most so often; the rest share out")
     class_caps: dict[str, Share] = Field(
-        default={}, description="knowledge class = largest share of a group's text; beyond it documents are left out"
+        default={},
+        description="knowledge class = largest share of the text that is kept; beyond it documents are left out",
     )
     search: MixSearch | None = Field(default=None, description="choose the shares among candidates by small runs")
 

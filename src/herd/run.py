@@ -262,7 +262,7 @@ class _Execution:
             running[future] = stage
 
     def _processes(self) -> int:
-        from herd.train.hardware import cores
+        from herd.process import cores
 
         return self.recipe.compute.processes or max(1, cores() // self.recipe.compute.threads)
 

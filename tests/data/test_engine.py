@@ -17,6 +17,7 @@ import pytest
 from herd import console
 from herd.artifact import Artifact, find, publish
 from herd.console import HerdError
+from herd.data import funnel
 from herd.data.curate import CurateSettings, curate
 from herd.data.engine import Crew, Engine
 from herd.data.sources import CollectSettings, collect
@@ -121,13 +122,33 @@ def test_other_parts_change_nothing_that_is_published(corpus: Path, tmp_path: Pa
     assert run_with(tmp_path, workers=1).content == expected.content
 
 
-def test_ray_writes_the_same(run: Path, expected: Artifact) -> None:
+def test_ray_writes_the_same_and_ends_with_the_stage(run: Path, expected: Artifact) -> None:
     ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-    try:
-        found = run_with(run, engine="ray", workers=2)
-    finally:
-        ray.shutdown()
+    found = run_with(run, engine="ray", workers=2)
     assert contents(found) == contents(expected)
+    assert not ray.is_initialized()
+
+
+def test_an_error_of_a_task_on_ray_is_raised_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    with pytest.raises(HerdError) as caught, Crew(Engine("ray", 1)) as crew:
+        crew.run("work", fail, tasks([1, 2, 3]), tmp_path / "work")
+    assert str(caught.value).startswith("bad value")  # and no traceback of another process
+
+
+def test_a_stopped_run_goes_on_where_its_folder_was_moved_to_by_a_relative_path(
+    run: Path, expected: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise HerdError("stopped")
+
+    with monkeypatch.context() as patched, pytest.raises(HerdError, match="stopped"):
+        patched.setattr(funnel, "write_records", stop)
+        run_with(run, workers=1)
+    moved = run.with_name("moved")
+    run.rename(moved)
+    monkeypatch.chdir(moved.parent)
+    assert contents(run_with(Path("moved"), workers=1)) == contents(expected)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -27,7 +27,7 @@ from herd.data.quality import (
     origin_of,
     ranked,
     sample_of,
-    thresholds,
+    threshold,
 )
 from herd.data.technical import code_score, group_of, lines_of, reasoning_score
 from herd.data.words import tokens
@@ -167,13 +167,10 @@ def test_saved_models_score_the_same_and_damaged_ones_are_refused(tmp_path: Path
 
 
 def test_each_language_loses_its_own_share_however_its_scores_lie() -> None:
-    scores = np.concatenate([np.linspace(0.5, 1.0, 200), np.linspace(0.0, 0.1, 100)])
-    languages = ["en"] * 200 + ["hi"] * 100
-    limits = thresholds(scores, languages, 0.2)
-    assert (scores[:200] < limits["en"]).sum() == 40 and (scores[200:] < limits["hi"]).sum() == 20
-    assert not (scores < np.array([thresholds(scores, languages, 0.0)[name] for name in languages])).any()
-    tied = thresholds(np.full(10, 0.3), ["en"] * 10, 0.5)
-    assert tied["en"] == 0.3  # none lies below: what is equally good is not dropped by chance
+    english, hindi = np.linspace(0.5, 1.0, 200), np.linspace(0.0, 0.1, 100)
+    assert (english < threshold(english, 0.2)).sum() == 40 and (hindi < threshold(hindi, 0.2)).sum() == 20
+    assert not (english < threshold(english, 0.0)).any() and not (hindi < threshold(hindi, 0.0)).any()
+    assert threshold(np.full(10, 0.3), 0.5) == 0.3  # none lies below: what is equally good is not dropped by chance
 
 
 def test_another_model_takes_the_place_of_the_first_and_is_ranked_anew() -> None:

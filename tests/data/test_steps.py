@@ -12,6 +12,7 @@ import pytest
 from herd import console
 from herd.artifact import Artifact
 from herd.console import HerdError
+from herd.data import scoring
 from herd.data.curate import CurateSettings, curate, idle
 from herd.data.engine import Engine
 from herd.data.heuristics import judge
@@ -53,7 +54,8 @@ class Web:
         asked = CollectSettings(sources=[WEB], base=self.base, engine=Engine(workers=1))
         data = Data(**{"source": [WEB], "min_bytes": 1, "workers": 1, "outlier_share": 0, **more})
         settings = CurateSettings(data=data, seed=1, base=self.base)
-        return self._run_stage(curate, settings, {"sources": self._run_stage(collect, asked)})
+        self.sources: Artifact = self._run_stage(collect, asked)
+        return self._run_stage(curate, settings, {"sources": self.sources})
 
 
 @pytest.fixture
@@ -171,6 +173,52 @@ def test_benchmark_items_go_wherever_they_stand_and_common_phrases_do_not(web: W
 def test_class_caps_take_documents_out_and_unknown_classes_are_errors(web: Web) -> None:
     with pytest.raises(HerdError, match=r"data.mix.class_caps: no class 'gardening'; there are"):
         web.curate([page(0)], mix=Mix(class_caps={"gardening": 0.5}))
+
+
+def test_caps_of_topics_are_reckoned_over_what_the_other_limits_leave(tmp_path: Path) -> None:
+    """Half of the talk about programs leaks a benchmark: what is left of it is a third of the rest, not a half."""
+    columns = {
+        "cell": ["c"] * 8, "language": ["en"] * 8, "judged": [False] * 8, "divergence": [1.0] * 8, "quality": [0.5] * 8,
+        "topic": ["programming"] * 4 + [""] * 4, "bytes": [100] * 8, "leak": ["x"] * 2 + [""] * 6, "hits": [1.0] * 8,
+    }  # fmt: skip
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore
+    np.savez(tmp_path / "empty.npz")
+    data = Data(source=[WEB], outlier_share=0, mix=Mix(class_caps={"programming": 0.3}))
+    share = scoring.limits(tmp_path, ["a.npz", "empty.npz"], data).topics["programming"]
+    assert share * 200 == pytest.approx(0.3 * (share * 200 + 400))
+
+
+def test_texts_without_words_are_not_alike_for_having_none(web: Web) -> None:
+    rows = [
+        page(0),
+        {"text": "+-* " * 400, "url": "https://a.example"},
+        {"text": "/=% " * 500, "url": "https://b.example"},
+    ]
+    assert {step for step, _ in drops(web.curate(rows, languages=["en", "und"])).values()} == {"heuristics"}
+
+
+def test_another_day_of_an_address_makes_other_sources(web: Web) -> None:
+    rows = [page(0, "https://a.example", retrieved="2024-01-01"), page(1, "https://a.example", retrieved="2025-01-01")]
+    first = drops(web.curate(rows))
+    contents = [web.sources.content]
+    rows[0]["retrieved"], rows[1]["retrieved"] = rows[1]["retrieved"], rows[0]["retrieved"]
+    second = drops(web.curate(rows))
+    assert (set(first), set(second)) == ({1}, {2}) and web.sources.content != contents[0]
+
+
+def test_a_list_that_was_edited_between_two_runs_is_read_anew(web: Web) -> None:
+    filthy = CHAPTERS[3][:3_000].replace(" the ", " blorptastic ")
+    (web.base / "en.txt").write_text("zurgle\n")
+    assert drops(web.curate([{"text": filthy}, page(8)], dirty_words=["en.txt"])) == {}
+    (web.base / "en.txt").write_text("blorptastic\n")
+    assert drops(web.curate([{"text": filthy}, page(8)], dirty_words=["en.txt"])) == {1: ("heuristics", "dirty_words")}
+
+
+def test_a_language_that_nobody_can_tell_is_an_error(web: Web) -> None:
+    with pytest.raises(
+        HerdError, match=r"data.languages: no language 'english'; expected ISO 639 codes such as en, de"
+    ):
+        web.curate([page(0)], languages=["english"])
 
 
 def test_a_reference_that_is_no_source_is_refused_with_the_names_there_are() -> None:

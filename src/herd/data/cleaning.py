@@ -185,6 +185,11 @@ def _extracted(row: dict[str, Any]) -> Extracted | None:
     return page if page.text.strip() else None
 
 
+def forget_lists() -> None:
+    """Read lists anew from now on: files may have changed since another run of this process read them."""
+    _word_lists.cache_clear()
+
+
 @cache
 def _word_lists(specs: tuple[str, ...], base: Path, languages: tuple[str, ...]) -> DirtyWords:
     return DirtyWords.load(specs, base, languages)
@@ -207,6 +212,7 @@ class Facts:
         self._sites: list[int] = []
         self._urls: list[int] = []
         self._salts: list[int] = []
+        self._wordy: list[bool] = []
         self._signatures = minhash.Signatures()
         self._lines: list[Hashes] = []
 
@@ -221,6 +227,7 @@ class Facts:
         # Paper 3.1.2: copies are looked for within a language. Code has none.
         spoken = "" if row["kind"] in ANY_LANGUAGE_KINDS else row["language"]
         self._salts.append(text_key(f"language {spoken}"))
+        self._wordy.append(len(parts.words) > 0)
         self._signatures.add(parts)
         empty = np.empty(0, np.uint64)
         keys = line_keys(parts, row["verbatim"]) if row["kind"] in TEXT_KINDS else empty
@@ -244,10 +251,11 @@ class Facts:
             np.save(f"{base}.{name}.npy", arrays[name])
         urls = np.array(self._urls, np.uint64)
         rows = np.arange(len(self.ids), dtype=np.int64)
+        wordy = np.array(self._wordy, np.bool_)  # texts without words are not alike for having none
         write_run(Path(f"{base}.url"), urls[urls > 0], rows[urls > 0])
         write_run(Path(f"{base}.exact"), digests[:, 0] ^ salts, rows)
         for band, keys in enumerate(minhash.band_keys(signatures, self._task.data.near_duplicate_similarity, salts)):
-            write_run(Path(f"{base}.band{band}"), keys, rows)
+            write_run(Path(f"{base}.band{band}"), keys[wordy], rows[wordy])
         lines = np.concatenate([np.empty(0, np.uint64), *self._lines])
         write_run(Path(f"{base}.lines"), lines, np.repeat(rows, [len(keys) for keys in self._lines]))
 

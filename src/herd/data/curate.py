@@ -56,14 +56,15 @@ def curate(
     can't be read.
     """
     with Crew(Engine(settings.data.engine, settings.data.workers)) as crew:
-        work = Passes(settings, out.work, raw_parts(inputs["sources"].path), crew, teacher)
-        cleaned = work.clean()
-        corpus, sites = work.compare(cleaned)
-        filtered = work.filter(corpus, sites)
-        written = work.write(corpus, work.score(corpus))
-    names = [(out.work, f"{name}.{step}") for step in ("clean", "filter", "write") for name in corpus.names]
+        work = out.work.resolve()  # workers on other machines stand elsewhere
+        passes = Passes(settings, work, raw_parts(inputs["sources"].path.resolve()), crew, teacher)
+        cleaned = passes.clean()
+        corpus, sites = passes.compare(cleaned)
+        filtered = passes.filter(corpus, sites)
+        written = passes.write(corpus, passes.score(corpus))
+    names = [(work, f"{name}.{step}") for step in ("clean", "filter", "write") for name in corpus.names]
     funnel.write_records(out.folder, names)
-    writing.join([out.work / f"{name}.final.parquet" for name in corpus.names], out.folder / "documents.parquet")
+    writing.join([work / f"{name}.final.parquet" for name in corpus.names], out.folder / "documents.parquet")
     books = funnel.summary(funnel.add_up(part["books"] for part in [*cleaned, *filtered, *written]))
     books |= _facts(corpus, cleaned, sites)
     books["idle_rules"] = idle(books, settings.data)

@@ -7,7 +7,7 @@ number for each document, which the second pass maps and reads its slice of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from herd.data.exchange import join_arrays, ranges, read_range
 from herd.data.minhash import Numbers
 from herd.data.words import distinct
 from herd.recipe_data import Data
+
+TEXT_AT_ONCE = 256_000_000  # bytes of doubtful documents whose shingles, about as many bytes, are held
 
 # Fates of a document, by the step that drops it.
 KEPT, SITE, URL, EXACT, NEAR = range(5)
@@ -111,20 +113,18 @@ def _each_range(corpus: Corpus, crew: Crew, title: str, function: Callable[[_Ran
     work = corpus.folder / title.replace(" ", "-")
     count = corpus.ranges
     tasks = [(f"{i:05}", _Range(corpus, i, count, work / f"{i:05}.npz")) for i in range(count)]
-    return _arrays(crew.run(title, function, tasks, work))
+    return list(_arrays(work, crew.run(title, function, tasks, work)))
 
 
-def _arrays(files: Sequence[str]) -> list[list[Any]]:
-    found = []
+def _arrays(folder: Path, files: Sequence[str]) -> Iterator[list[Any]]:
     for file in files:
-        with np.load(file) as arrays:
-            found.append([arrays[name] for name in arrays.files])
-    return found
+        with np.load(folder / file) as arrays:
+            yield [arrays[name] for name in arrays.files]
 
 
 def _save(task: _Range, *arrays: NDArray[Any]) -> str:
     np.savez(task.out, *arrays)
-    return str(task.out)
+    return task.out.name
 
 
 def newest_of_url(task: _Range) -> str:
@@ -169,9 +169,10 @@ def _near(corpus: Corpus, threshold: float, crew: Crew, fates: Fates) -> None:
         for band in range(bands)
         for i in range(corpus.ranges)
     ]
-    found = _arrays(crew.run("near-duplicates", alike_in_band, tasks, work))
-    left, right, alike = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    left, right, alike = _distinct(left, right, alike)
+    left, right, alike = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    for a, b, similarity in _arrays(work, crew.run("near-duplicates", alike_in_band, tasks, work)):
+        pairs = (np.concatenate([left, a]), np.concatenate([right, b]), np.concatenate([alike, similarity]))
+        left, right, alike = _distinct(*pairs)  # at once: many bands propose the same
     sure = alike >= threshold
     doubt = minhash.doubtful(alike, threshold)
     clear = sure & ~doubt
@@ -202,7 +203,7 @@ def alike_in_band(task: _Range) -> str:
 def _distinct(
     left: Numbers, right: Numbers, alike: NDArray[np.float64]
 ) -> tuple[Numbers, Numbers, NDArray[np.float64]]:
-    """Each pair once: many bands propose the same."""
+    """Each pair once."""
     low, high = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((high, low))
     low, high, alike = low[order], high[order], alike[order]
@@ -220,11 +221,20 @@ class _Reading(NamedTuple):
 
 
 def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew) -> NDArray[np.float64]:
-    """Similarity of pairs by their shingles themselves, which are read from their parts' texts."""
-    if not len(left):
-        return np.empty(0)
+    """Similarity of pairs by their shingles themselves, which are read from their parts' texts.
+
+    Pairs are taken in batches whose texts are no more than TEXT_AT_ONCE.
+    """
+    out, size = np.empty(len(left)), corpus.array("bytes")
+    batch_of = np.cumsum(size[left] + size[right]) // TEXT_AT_ONCE
+    for batch in np.unique(batch_of):
+        own = batch_of == batch
+        out[own] = _by_shingles(corpus, left[own], right[own], crew, corpus.folder / f"shingles{batch}")
+    return out
+
+
+def _by_shingles(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew, work: Path) -> NDArray[np.float64]:
     wanted = distinct(np.concatenate([left, right]))
-    work = corpus.folder / "shingles"
     bounds = np.searchsorted(wanted, [*corpus.firsts, corpus.documents])
     tasks = []
     for part, name in enumerate(corpus.names):
@@ -233,7 +243,7 @@ def _confirmed(corpus: Corpus, left: Numbers, right: Numbers, crew: Crew) -> NDA
             extracted = corpus.folder / f"{name}.extracted.parquet"
             tasks.append((name, _Reading(extracted, tuple(rows.tolist()), work / f"{name}.npz")))
     sets: list[NDArray[np.uint64]] = []
-    for flat, lengths in _arrays(crew.run("shingles of doubtful pairs", shingles_of, tasks, work)):
+    for flat, lengths in _arrays(work, crew.run("shingles of doubtful pairs", shingles_of, tasks, work)):
         sets += np.split(flat, np.cumsum(lengths)[:-1])
     return minhash.jaccard(sets, np.searchsorted(wanted, left), np.searchsorted(wanted, right))
 
@@ -250,15 +260,14 @@ def shingles_of(task: _Reading) -> str:
             if len(own):
                 found.append(minhash.shingles_of_all(texts.take(pa.array(own)).to_pylist()))
     np.savez(task.out, *(np.concatenate(columns) for columns in zip(*found, strict=True)))
-    return str(task.out)
+    return task.out.name
 
 
 def repeated_lines(corpus: Corpus, keys: int, repeats: int, crew: Crew) -> NDArray[np.uint64]:
     """Keys of lines that stand in more than `repeats` of the documents kept so far, sorted."""
     work, count = corpus.folder / "lines", ranges(keys)
     tasks = [(f"{i:05}", _Range(corpus, i, count, work / f"{i:05}.npz", repeats=repeats)) for i in range(count)]
-    found = _arrays(crew.run("repeated lines", often, tasks, work))
-    return np.concatenate([array for (array,) in found])
+    return np.concatenate([array for (array,) in _arrays(work, crew.run("repeated lines", often, tasks, work))])
 
 
 def often(task: _Range) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from herd import console
 from herd.artifact import canonical_json, write_atomically
 from herd.console import HerdError
-from herd.heap import keep_memory
+from herd.process import cores, keep_memory
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Engine:
 
     @property
     def processes(self) -> int:
-        return self.workers or os.cpu_count() or 1
+        return self.workers or cores()
 
 
 class _Job(NamedTuple):
@@ -56,6 +56,7 @@ class Crew:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pool: ProcessPoolExecutor | None = None
+        self._ray: Any = None  # the module, where this crew started Ray
 
     def run(self, title: str, function: Callable[[T], Any], tasks: Sequence[tuple[str, T]], folder: Path) -> list[Any]:
         """Results of `function` over named tasks, in their order; those found in `folder` are not computed again.
@@ -68,7 +69,7 @@ class Crew:
         jobs = [_Job(function, task, folder / f"{name}.json") for name, task in tasks]
         waiting = [job for job in jobs if not job.result.is_file()]
         if self._engine.kind == "ray":
-            ended = _on_ray(waiting, self._engine)
+            ended = self._on_ray(waiting)
         else:
             ended = self._in_pool(waiting) if min(self._engine.processes, len(waiting)) > 1 else _here(waiting)
         with console.progress(title, len(jobs)) as bar, contextlib.closing(ended):
@@ -118,11 +119,51 @@ class Crew:
         while running:
             yield from _ended(running)
 
+    def _on_ray(self, jobs: list[_Job]) -> Generator[None]:
+        """Jobs as Ray tasks: Ray places them, repeats those of lost machines, and moves what they return.
+
+        All machines must see the run's folder under the same path. An address in RAY_ADDRESS is used; without one Ray
+        starts on this machine, and ends with the crew.
+        """
+        try:
+            import ray
+            from ray.exceptions import RayError, RayTaskError
+        except ImportError:
+            raise HerdError("data.engine = 'ray' needs Ray: pip install 'llm-herd[cluster]'") from None
+        if not ray.is_initialized():
+            cores = {"num_cpus": self._engine.processes, "include_dashboard": False}
+            ray.init(
+                log_to_driver=False, logging_level=logging.ERROR, **({} if os.environ.get("RAY_ADDRESS") else cores)
+            )
+            self._ray = ray
+        remote = ray.remote(_perform).options(max_retries=_RAY_RETRIES, num_cpus=1)
+        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running: list[Any] = []
+        try:
+            for job in jobs:
+                running.append(remote.remote(job))
+                if len(running) >= most:
+                    yield _next_of(ray, running)
+            while running:
+                yield _next_of(ray, running)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise HerdError(
+                f"Ray lost a task {_RAY_RETRIES + 1} times ({type(error).__name__}), which looks like too little "
+                "memory: lower data.part_bytes; what is done is kept"
+            ) from None
+        finally:
+            for task in running:
+                ray.cancel(task)
+
     def __enter__(self) -> Crew:
         keep_memory()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._ray is not None:
+            self._ray.shutdown()
         if self._pool is None:
             return
         if kind is not None:
@@ -161,30 +202,6 @@ def _ended(running: set[Future[None]]) -> Iterator[None]:
     running -= ready
     for future in ready:
         yield future.result()
-
-
-def _on_ray(jobs: list[_Job], engine: Engine) -> Generator[None]:
-    """Jobs as Ray tasks: Ray places them, repeats those of lost machines, and moves what they return.
-
-    All machines must see the run's folder under the same path. An address in RAY_ADDRESS is used; without one Ray
-    starts on this machine.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise HerdError("data.engine = 'ray' needs Ray: pip install 'llm-herd[cluster]'") from None
-    if not ray.is_initialized():
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": engine.processes, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    remote = ray.remote(_perform).options(max_retries=_RAY_RETRIES, num_cpus=1)
-    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: list[Any] = []
-    for job in jobs:
-        running.append(remote.remote(job))
-        if len(running) >= most:
-            yield _next_of(ray, running)
-    while running:
-        yield _next_of(ray, running)
 
 
 def _next_of(ray: Any, running: list[Any]) -> None:

@@ -15,7 +15,7 @@ from herd.data import duplicates, heuristics, outliers
 from herd.data.cleaning import EXTRACTED, TEXT_KINDS, dirty_words, salted_lines
 from herd.data.decontaminate import Benchmarks
 from herd.data.documents import Writer, read_rows
-from herd.data.duplicates import KEPT, SITE, Corpus
+from herd.data.duplicates import SITE, Corpus
 from herd.data.funnel import Ledger
 from herd.data.lines import without_repeated
 from herd.data.quality import Sample, lowest, sample_of
@@ -88,6 +88,11 @@ def load_samples(paths: Iterable[Path]) -> Iterator[tuple[Sample, bool]]:
             start += length
 
 
+def forget_benchmarks() -> None:
+    """Read benchmarks anew from now on: files may have changed since another run of this process read them."""
+    _loaded.cache_clear()
+
+
 @cache
 def _loaded(paths: tuple[str, ...], base: Path, ngram: int) -> Benchmarks:
     return Benchmarks.load(paths, base, ngram)
@@ -128,7 +133,7 @@ class _Judge:
                 rule, score = duplicates.RULE_OF[fate], float(self._score[number])
                 ledger.drop(row, step, rule, score, limit, row["bytes"], row["text"], kept)
             return True
-        return fate != KEPT
+        return False
 
     def judge(self, row: dict[str, Any], number: int, ledger: Ledger) -> Tokens | None:
         """Take lines out of a document and judge the rest; None where it is dropped."""

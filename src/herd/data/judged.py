@@ -81,6 +81,8 @@ def learn(
             continue
         facts[name]["distilled"] = _shown(measured)
         if name == QUALITY.name:
+            for old in models.glob(f"{QUALITY.name}*"):
+                old.unlink()  # the first model's, whose place is taken
             ranked({ALL: model}, {ALL: measured}, samples, rules.reference).save(models)
         else:
             model.save(models, name)

@@ -12,8 +12,7 @@ from pydantic import Field, field_serializer
 
 from herd import console
 from herd.console import HerdError
-from herd.data import cleaning, decontaminate, duplicates, filtering, judged, scoring, writing
-from herd.data.decontaminate import Benchmarks
+from herd.data import cleaning, decontaminate, duplicates, filtering, judged, language, scoring, writing
 from herd.data.domain_scores import DomainCounts, merge, verdicts
 from herd.data.domains import DomainList
 from herd.data.duplicates import Corpus
@@ -46,15 +45,19 @@ class CurateSettings(Section):
 def _prepare(settings: CurateSettings, folder: Path) -> Path | None:
     """Read the recipe's lists once, for what is wrong with them to be said first; the blocklist as an array's file."""
     data, base = settings.data, settings.base
+    cleaning.forget_lists()
+    filtering.forget_benchmarks()
     if (found := cleaning.dirty_words(data, base)) is not None:
         console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.entries.items()))
         if missing := sorted(set(data.languages) - found.languages):
             console.warn(f"data.dirty_words has no list for {', '.join(missing)}: text in it is not looked at")
     if data.decontamination is not None:
-        found = Benchmarks.load(data.decontamination.paths, base, data.decontamination.ngram)
+        found = filtering.benchmarks_of(data.decontamination, base)
         console.say(f"decontamination: {found.count:,} n-grams of {', '.join(found.names)}")
     if unknown := sorted(set(data.mix.class_caps) - set(TOPICS)):
         raise HerdError(f"data.mix.class_caps: no class '{unknown[0]}'; there are {', '.join(TOPICS)}")
+    if unknown := sorted(set(data.languages) - language.languages() - {language.UNKNOWN}):
+        raise HerdError(f"data.languages: no language '{unknown[0]}'; expected ISO 639 codes such as en, de")
     if not data.blocklists:
         return None
     found = DomainList.load(data.blocklists, base)
@@ -90,7 +93,7 @@ class Passes(NamedTuple):
                     self.settings.data,
                     buckets,
                     blocklist,
-                    self.settings.base,
+                    self.settings.base.resolve(),
                 ),
             )
             for path in self.raw
@@ -122,7 +125,7 @@ class Passes(NamedTuple):
                     settings.data,
                     buckets,
                     sites,
-                    settings.base,
+                    settings.base.resolve(),
                     tuple(reference),
                     settings.seed,
                 ),
@@ -185,7 +188,7 @@ class Passes(NamedTuple):
                     self.folder / "words.npz",
                     self.folder / "models",
                     reference,
-                    self.settings.base,
+                    self.settings.base.resolve(),
                     self.settings.data.decontamination,
                 ),
             )
@@ -195,7 +198,7 @@ class Passes(NamedTuple):
 
     def write(self, corpus: Corpus, scores: Sequence[str]) -> list[dict[str, Any]]:
         data, seed = self.settings.data, self.settings.seed
-        limits = scoring.limits(scores, data)
+        limits = scoring.limits(self.folder, scores, data)
         tasks = [
             (name, writing.Writing(self.folder, name, file, limits, data, seed))
             for name, file in zip(corpus.names, scores, strict=True)

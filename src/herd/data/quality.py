@@ -208,16 +208,10 @@ def fit(
     return LinearModel(model.classes, model.weights, model.bias, temperature), measured
 
 
-def thresholds(
-    scores: NDArray[np.float64] | NDArray[np.float32], languages: Sequence[str], drop_share: float
-) -> dict[str, float]:
-    """For each language the score below which documents go, so that `drop_share` of its documents lie below.
+def threshold(scores: NDArray[np.float64] | NDArray[np.float32], drop_share: float) -> float:
+    """The score below which a language's documents go, so that `drop_share` of them lie below.
 
-    Give all scored documents but those of reference sources. Ties at the threshold stay: no more than the share goes.
+    Give all scored documents of the language but those of reference sources. Ties at the threshold stay: no more than
+    the share goes.
     """
-    codes = np.asarray(languages)
-    limits = {}
-    for language in sorted(set(languages)):
-        own = np.sort(scores[codes == language])
-        limits[str(language)] = float(own[int(drop_share * len(own))])
-    return limits
+    return float(np.sort(scores)[int(drop_share * len(scores))])

@@ -6,8 +6,8 @@ documents are a few numbers each; `limits` turns them into what the last pass dr
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,7 @@ def score(task: Scoring) -> str:
         columns["leak"].append(leak.rule if leak else "")
         columns["hits"].append(leak.score if leak else 0.0)
     np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore[reportArgumentType]
-    return str(task.out)
-
-
-_TYPES = {"cell": "U1", "language": "U1", "topic": "U1", "divergence": float, "quality": float} | {
-    "judged": np.bool_,
-    "bytes": np.int64,
-}
+    return task.out.name
 
 
 def _model(folder: Path, name: str) -> LinearModel | None:
@@ -99,31 +93,81 @@ def _by_encoder(task: Scoring) -> Callable[[Tokens], float] | None:
     return lambda parts: float(encoder.score_batch([parts])[0])
 
 
-class Limits(NamedTuple):
-    """What the last pass drops by: divergence by cell, quality by language, share of each topic that stays."""
+class Drop(NamedTuple):
+    """The step and rule that a document's scores drop it by: what it measured and where the limit was."""
 
+    step: str
+    rule: str
+    score: float
+    threshold: float
+
+
+class Limits(NamedTuple):
+    """What the last pass drops by: benchmark runs, divergence by cell, quality by language; and topics' shares."""
+
+    hits: int
     divergence: dict[str, float]
     quality: dict[str, float]
     topics: dict[str, float]
 
+    def drop(self, own: dict[str, Any]) -> Drop | None:
+        """The first of the steps contamination, outliers and quality that drops a document of these scores."""
+        if own["leak"]:
+            return Drop("contamination", own["leak"], own["hits"], self.hits)
+        limit = self.divergence.get(own["cell"])
+        if limit is not None and own["divergence"] > limit:
+            return Drop("outliers", "odd_words", own["divergence"], limit)
+        limit = self.quality.get(own["language"])
+        if limit is not None and own["judged"] and own["quality"] < limit:
+            return Drop("quality", "low_quality", own["quality"], limit)
+        return None
 
-def limits(files: Sequence[str], data: Data) -> Limits:
-    """Limits of scores, of all documents' scores."""
-    scores = [np.load(file) for file in files]
 
-    def column(name: str) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, _TYPES[name]), *(part[name] for part in scores if name in part.files)])
+def limits(folder: Path, files: Sequence[str], data: Data) -> Limits:
+    """Limits by all documents' scores: two readings of them, and 12 bytes a document in memory.
 
-    names, cells = np.unique(column("cell"), return_inverse=True)
-    divergences = column("divergence")
-    groups = {str(name): divergences[cells == index] for index, name in enumerate(names)}
-    judged = column("judged") & ~np.isnan(column("quality"))
-    worst: dict[str, float] = {}
-    if data.quality.drop_share and judged.any():
-        worst = quality.thresholds(
-            column("quality")[judged], column("language")[judged].tolist(), data.quality.drop_share
-        )
-    topics, sizes = np.unique(column("topic"), return_inverse=True)
-    sums = np.bincount(sizes, column("bytes"), len(topics)).astype(np.int64) if len(topics) else np.empty(0)
-    by_topic = {topic: int(size) for topic, size in zip(topics.tolist(), sums, strict=True)}
-    return Limits(outliers.limits(groups, data.outlier_share), worst, cap(by_topic, data.mix.class_caps))
+    Caps of topics are reckoned over what the other limits leave.
+    """
+    cells: dict[str, list[Any]] = defaultdict(list)
+    judged: dict[str, list[Any]] = defaultdict(list)
+    for scores in _parts(folder, files):
+        _gather(cells, scores["cell"], scores["divergence"])
+        known = scores["judged"] & ~np.isnan(scores["quality"])
+        _gather(judged, scores["language"][known], scores["quality"][known].astype(np.float32))
+    share = data.quality.drop_share
+    found = Limits(
+        data.decontamination.max_hits if data.decontamination else 0,
+        outliers.limits({cell: np.concatenate(values) for cell, values in cells.items()}, data.outlier_share),
+        {language: quality.threshold(np.concatenate(values), share) for language, values in judged.items() if share},
+        {},
+    )
+    if not data.mix.class_caps:
+        return found
+    sizes: Counter[str] = Counter()
+    for scores in _parts(folder, files):
+        for own in documents(scores):
+            if found.drop(own) is None:
+                sizes[own["topic"]] += own["bytes"]
+    return found._replace(topics=cap(sizes, data.mix.class_caps))
+
+
+def read_scores(file: Path) -> dict[str, NDArray[Any]]:
+    """The scores of a part, a column each."""
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def documents(scores: dict[str, NDArray[Any]]) -> Iterator[dict[str, Any]]:
+    """The scores of each document of a part, in its order."""
+    columns = [values.tolist() for values in scores.values()]
+    return (dict(zip(scores, values, strict=True)) for values in zip(*columns, strict=True))
+
+
+def _parts(folder: Path, files: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    return (scores for file in files if (scores := read_scores(folder / file)))  # a part without documents has none
+
+
+def _gather(into: dict[str, list[Any]], names: NDArray[Any], values: NDArray[Any]) -> None:
+    """Add values to those of their names."""
+    for name in np.unique(names):
+        into[str(name)].append(values[names == name])

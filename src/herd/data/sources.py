@@ -62,23 +62,24 @@ def collect(settings: CollectSettings, inputs: Mapping[str, Artifact], out: Draf
     nothing at all was read.
     """
     books: dict[str, dict[str, Any]] = {}
+    work = out.work.resolve()  # workers on other machines stand elsewhere
     with Crew(settings.engine) as crew:
         for source in sorted(settings.sources, key=lambda source: source.name):
-            one = books[source.name] = _read_source(source, settings, crew, out.work / source.name)
+            one = books[source.name] = _read_source(source, settings, crew, work / source.name)
             if one["reason"] and source.required:
                 raise HerdError(f"source '{source.name}': {one['reason']}")
             if one["reason"]:
                 console.say(f"source '{source.name}' is left out: {one['reason']} (--force sources tries again)")
             _report(source.name, one)
-    parts = [part for one in books.values() for part in one["parts"]]
+    parts = [(work / name / part["file"], part["identity"]) for name, one in books.items() for part in one["parts"]]
     if not parts:
         names = ", ".join(f"'{name}'" for name in books)
         raise HerdError(f"no documents in any source ({names}): there is nothing to learn from")
     (out.folder / "documents").mkdir()
-    for number, part in enumerate(parts):
+    for number, (part, identity) in enumerate(parts):
         name = f"documents/{number:05}.parquet"
-        _link(Path(part["file"]), out.folder / name)
-        out.identify(name, part["identity"])
+        _link(part, out.folder / name)
+        out.identify(name, identity)
     kinds = {source.name: source.kind for source in settings.sources}
     facts = {name: {"kind": kinds[name], **one["facts"], "skipped": one["reason"]} for name, one in books.items()}
     out.write_json("sources.json", facts)
@@ -112,7 +113,9 @@ def _read_source(source: Any, settings: CollectSettings, crew: Crew, work: Path)
     except Unavailable as error:
         return _books([], str(error))
     named = [(f"{number:06}", unit) for number, unit in enumerate(pieces)]
-    tasks = [(name, _Reading(source, settings.base, unit, work, name, settings.part_bytes)) for name, unit in named]
+    tasks = [
+        (name, _Reading(source, settings.base.resolve(), unit, work, name, settings.part_bytes)) for name, unit in named
+    ]
     results = crew.run(f"read {source.name}", _read, tasks, work)
     if reasons := [result["reason"] for result in results if result["reason"]]:
         shutil.rmtree(work)  # the next run tries again
@@ -194,7 +197,14 @@ def _write_parts(rows: Iterator[dict[str, Any]], folder: Path, name: str, part_b
                 writer.write(row)
                 count, size = count + 1, size + len(row["content"])
                 row = next(rows, None) if size < part_bytes else None
-        yield {"file": str(path), "documents": count, "bytes": size, "identity": file_identity(path)}
+        yield {"file": path.name, "documents": count, "bytes": size, "identity": _identity(path)}
+
+
+def _identity(path: Path) -> str:
+    """Identity of a part; the day counts where it decides which version of an address is kept."""
+    columns = ["url", "retrieved"]
+    days = [f"{row['url']} {row['retrieved']}" for row in read_rows(path, columns) if row["url"]]
+    return hashlib.sha256("\n".join([file_identity(path), *days]).encode("utf-8", "replace")).hexdigest()
 
 
 def _rank(path: str) -> int:
@@ -239,7 +249,7 @@ def _cut(results: list[dict[str, Any]], max_bytes: int, work: Path, part_bytes: 
     files = [part["file"] for result in results for part in result["parts"]]
     sizes: list[tuple[int, int]] = []
     for file in files:
-        for row in read_rows(Path(file), ["path", "content"]):
+        for row in read_rows(work / file, ["path", "content"]):
             sizes.append((_rank(row["path"]), len(row["content"])))
     total, last = 0, -1
     for rank, size in sorted(sizes):
@@ -250,7 +260,7 @@ def _cut(results: list[dict[str, Any]], max_bytes: int, work: Path, part_bytes: 
 
     def rows() -> Iterator[dict[str, Any]]:
         for file in files:
-            for row in read_rows(Path(file)):
+            for row in read_rows(work / file):
                 if _rank(row["path"]) <= last:
                     licences[row["licence"]] += 1
                     days.add(row["retrieved"].isoformat())

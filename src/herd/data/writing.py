@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from herd.data.documents import CURATED, Writer, read_rows
 from herd.data.funnel import Ledger
-from herd.data.linear import hash_share
-from herd.data.scoring import Limits
+from herd.data.scoring import Limits, documents, read_scores
 from herd.data.technical import group_of
+from herd.data.topics import keeps
 from herd.recipe_data import Data
 
 JUDGED_CODE = 0.5  # probability of a yes from which a page is one of code
@@ -33,14 +33,13 @@ class Writing(NamedTuple):
 
 def write(task: Writing) -> dict[str, Any]:
     """Write a part's outcome; returns its books."""
-    with np.load(task.scores) as arrays:
-        scores = {name: arrays[name] for name in arrays.files}
+    scores = documents(read_scores(task.folder / task.scores))
     with (
         Ledger(task.folder, f"{task.name}.write") as ledger,
         Writer(task.folder / f"{task.name}.final.parquet", CURATED, weigh="text") as writer,
     ):
-        for index, row in enumerate(read_rows(task.folder / f"{task.name}.filtered.parquet")):
-            own = {name: values[index].item() for name, values in scores.items()}
+        rows = read_rows(task.folder / f"{task.name}.filtered.parquet")
+        for row, own in zip(rows, scores, strict=True):
             if _drops(row, own, task, ledger):
                 continue
             row |= {
@@ -64,30 +63,20 @@ def _group(row: dict[str, Any], own: dict[str, Any], primary: str) -> str:
 def _drops(row: dict[str, Any], own: dict[str, Any], task: Writing, ledger: Ledger) -> bool:
     """Whether a score drops the document, and the record of it."""
     size, text = row["bytes"], row["text"]
-    ledger.enter("contamination", size)
-    if own["leak"]:
-        rules = task.data.decontamination
-        ledger.drop(row, "contamination", own["leak"], own["hits"], rules.max_hits if rules else 0, size, text)
-        return True
-    ledger.enter("outliers", size)
-    limit = task.limits.divergence.get(own["cell"])
-    if limit is not None and own["divergence"] > limit:
-        ledger.drop(row, "outliers", "odd_words", own["divergence"], limit, size, text)
-        return True
-    ledger.show_passed(row, "outliers", text)
-    ledger.enter("quality", size)
-    limit = task.limits.quality.get(row["language"])
-    if limit is not None and own["judged"] and own["quality"] < limit:
-        ledger.drop(row, "quality", "unlike_reference", own["quality"], limit, size, text)
-        return True
-    if limit is not None and own["judged"]:
-        ledger.show_passed(row, "quality", text)
+    found = task.limits.drop(own)
+    for step in ("contamination", "outliers", "quality"):
+        ledger.enter(step, size)
+        if found is not None and found.step == step:
+            ledger.drop(row, *found, size, text)
+            return True
+        if step == "outliers" or (step == "quality" and own["judged"] and own["language"] in task.limits.quality):
+            ledger.show_passed(row, step, text)
     ledger.enter("mix", size)
     share = task.limits.topics.get(own["topic"], 1.0)
-    if share < 1 and hash_share(row["id"], task.seed) >= share:
-        ledger.drop(row, "mix", f"too_much_{own['topic'].replace(' ', '_')}", 1.0, share, size, text)
-        return True
-    return False
+    if keeps(row["id"], share, task.seed):
+        return False
+    ledger.drop(row, "mix", f"too_much_{own['topic'].replace(' ', '_')}", 1.0, share, size, text)
+    return True
 
 
 def split_of(document: str, seed: int, held_out_share: float) -> str:

@@ -30,10 +30,11 @@ from herd.pretrain.plan import (
     target_tokens,
     training_mix,
 )
+from herd.process import cores
 from herd.recipe import Compute, Pretrain, Scaling, Section, Size
 from herd.recipe_data import Mix
 from herd.scaling.isoflop import Cell, is_bracketed, lowest
-from herd.train.hardware import choose_hardware, cores
+from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.workers import Workers

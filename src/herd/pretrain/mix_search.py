@@ -35,9 +35,10 @@ from herd.intervals import Interval, percentiles
 from herd.pretrain.initial import new_model
 from herd.pretrain.ladder import first_cells
 from herd.pretrain.plan import PlannedBatches, candidate_sizes, mixture_for, model_config, plan_budget, target_tokens
+from herd.process import cores
 from herd.recipe import Compute, Pretrain, Scaling, Section
 from herd.recipe_data import Mix, MixSearch
-from herd.train.hardware import choose_hardware, cores
+from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.workers import Workers

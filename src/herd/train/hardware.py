@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from herd.console import HerdError
+from herd.process import cores
 from herd.recipe import Compute
 
 
@@ -59,11 +60,6 @@ def _native_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from herd.console import HerdError, progress
-from herd.heap import release_memory
+from herd.process import release_memory
 from herd.recipe import Optimizer
 from herd.train.checkpoint import load_checkpoint, save_checkpoint
 from herd.train.hardware import Hardware

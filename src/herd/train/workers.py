@@ -18,7 +18,7 @@ from typing import Any
 
 from herd import console
 from herd.console import HerdError
-from herd.heap import keep_memory, release_memory
+from herd.process import keep_memory, release_memory
 
 
 class Workers:

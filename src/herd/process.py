@@ -1,13 +1,19 @@
-"""The heap of this process: whether freed memory stays with it or goes back to the system (glibc only)."""
+"""This process: the cores it may use, and whether memory it frees stays with it or goes back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:
