@@ -254,7 +254,7 @@ def shingles_of(task: _Reading) -> str:
     rows, first = np.array(task.rows), 0
     with pq.ParquetFile(task.extracted) as file:
         for group in range(file.num_row_groups):
-            texts = file.read_row_group(group, ["text"])["text"]
+            texts = file.read_row_group(group, ["text"], use_threads=False)["text"]
             own = rows[(rows >= first) & (rows < first + len(texts))] - first
             first += len(texts)
             if len(own):

@@ -94,4 +94,4 @@ def join(parts: Sequence[Path], target: Path) -> None:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group))
+                    writer.write_table(file.read_row_group(group, use_threads=False))
