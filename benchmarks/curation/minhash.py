@@ -29,6 +29,7 @@ import numpy as np
 from herd.data import cleaning, duplicates, minhash
 from herd.data.documents import Writer, document_id
 from herd.data.engine import Crew, Engine
+from herd.data.settings import CurateSettings
 from herd.data.words import tokens
 from herd.recipe_data import Data, Folder
 
@@ -37,6 +38,7 @@ MARGIN = 0.1  # below the threshold by more than this, a merge is an error
 SHORT_DOCUMENTS, SHORT_WORDS, SHORT_STEP = 1_000_000, 20, 3
 PART_DOCUMENTS = 100_000
 DATA = Data(source=[Folder(kind="folder", name="short", path=".")], workers=1)
+SETTINGS = CurateSettings(data=DATA, seed=1)
 
 
 def main() -> None:
@@ -89,7 +91,7 @@ def hashed(texts: Path, work: Path) -> dict[str, float]:
     while batch := list(islice(rows, PART_DOCUMENTS)):
         names.append(f"{len(names):05}")
         counts.append(len(batch))
-        facts = cleaning.Facts(cleaning.Cleaning(work, work, names[-1], DATA, 1, None, work))
+        facts = cleaning.Facts(cleaning.Cleaning(work / names[-1], work, SETTINGS, 1, None))
         with Writer(work / f"{names[-1]}.extracted.parquet", cleaning.EXTRACTED, weigh="text") as writer:
             for number, text in batch:
                 parts = tokens(text)

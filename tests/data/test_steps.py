@@ -181,10 +181,10 @@ def test_caps_of_topics_are_reckoned_over_what_the_other_limits_leave(tmp_path: 
         "cell": ["c"] * 8, "language": ["en"] * 8, "judged": [False] * 8, "divergence": [1.0] * 8, "quality": [0.5] * 8,
         "topic": ["programming"] * 4 + [""] * 4, "bytes": [100] * 8, "leak": ["x"] * 2 + [""] * 6, "hits": [1.0] * 8,
     }  # fmt: skip
-    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore
-    np.savez(tmp_path / "empty.npz")
+    np.savez(tmp_path / "a.scores.npz", **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore
+    np.savez(tmp_path / "empty.scores.npz")
     data = Data(source=[WEB], outlier_share=0, mix=Mix(class_caps={"programming": 0.3}))
-    share = scoring.limits(tmp_path, ["a.npz", "empty.npz"], data).topics["programming"]
+    share = scoring.limits(tmp_path, ["a", "empty"], data).topics["programming"]
     assert share * 200 == pytest.approx(0.3 * (share * 200 + 400))
 
 

@@ -27,9 +27,9 @@ from herd.data.extract import Extracted, extract, is_text
 from herd.data.funnel import Ledger
 from herd.data.language import LanguageTable, declared_language
 from herd.data.lines import line_keys
+from herd.data.settings import CurateSettings
 from herd.data.word_lists import DirtyWords, is_dirty, word_count
 from herd.data.words import Hashes, Tokens, tokens
-from herd.recipe_data import Data
 
 TEXT_KINDS = ("prose", "docs")  # what is read as text: lines may go, words are judged; code or a table would break
 ANY_LANGUAGE_KINDS = ("code", "table")
@@ -52,15 +52,17 @@ FACTS = ("ids", "bytes", "days", "digests", "signatures", "sites")
 
 
 class Cleaning(NamedTuple):
-    """A task: clean the part `raw` and write what is known of it under `folder`/`name`."""
+    """A task: clean the part `raw` and write what is known of it into `folder`, under the part's name."""
 
     raw: Path
     folder: Path
-    name: str
-    data: Data
+    settings: CurateSettings
     line_buckets: int
     blocklist: Path | None
-    base: Path
+
+    @property
+    def name(self) -> str:
+        return self.raw.stem
 
 
 def clean(task: Cleaning) -> dict[str, Any]:
@@ -86,9 +88,9 @@ class _Cleaner:
 
     def __init__(self, task: Cleaning, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._wanted = task.data.languages
+        self._wanted = task.settings.data.languages
         self._blocklist = DomainList.read(task.blocklist) if task.blocklist else None
-        self._dirty = dirty_words(task.data, task.base)
+        self._dirty = dirty_words(task.settings)
         self._languages = LanguageTable()
         self._sites: dict[str, DomainCounts] = defaultdict(DomainCounts)
 
@@ -195,9 +197,10 @@ def _word_lists(specs: tuple[str, ...], base: Path, languages: tuple[str, ...]) 
     return DirtyWords.load(specs, base, languages)
 
 
-def dirty_words(data: Data, base: Path) -> DirtyWords | None:
+def dirty_words(settings: CurateSettings) -> DirtyWords | None:
     """The recipe's word lists, where it names some; read once a process."""
-    return _word_lists(tuple(data.dirty_words), base, tuple(data.languages)) if data.dirty_words else None
+    data = settings.data
+    return _word_lists(tuple(data.dirty_words), settings.base, tuple(data.languages)) if data.dirty_words else None
 
 
 class Facts:
@@ -254,7 +257,9 @@ class Facts:
         wordy = np.array(self._wordy, np.bool_)  # texts without words are not alike for having none
         write_run(Path(f"{base}.url"), urls[urls > 0], rows[urls > 0])
         write_run(Path(f"{base}.exact"), digests[:, 0] ^ salts, rows)
-        for band, keys in enumerate(minhash.band_keys(signatures, self._task.data.near_duplicate_similarity, salts)):
+        for band, keys in enumerate(
+            minhash.band_keys(signatures, self._task.settings.data.near_duplicate_similarity, salts)
+        ):
             write_run(Path(f"{base}.band{band}"), keys[wordy], rows[wordy])
         lines = np.concatenate([np.empty(0, np.uint64), *self._lines])
         write_run(Path(f"{base}.lines"), lines, np.repeat(rows, [len(keys) for keys in self._lines]))

@@ -14,6 +14,7 @@ Memory is bounded by `part_bytes` and the ranges of keys, but for a few numbers 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,13 +23,14 @@ import numpy as np
 from herd import console
 from herd.artifact import Artifact, Draft
 from herd.console import HerdError
-from herd.data import cleaning, decontaminate, duplicates, funnel, listed_files, writing
+from herd.data import cleaning, decontaminate, duplicates, funnel, listed_files, scoring, writing
 from herd.data.documents import file_identity, raw_parts
 from herd.data.duplicates import Corpus
 from herd.data.engine import Crew, Engine
 from herd.data.judged import Teacher
 from herd.data.language import LanguageTable
-from herd.data.passes import CurateSettings, Passes, Sites
+from herd.data.passes import Passes, Sites
+from herd.data.settings import CurateSettings
 from herd.recipe_data import Data
 
 LARGE_CORPUS = 1_000  # documents; every corpus of this size that we saw held near-duplicates and scraps
@@ -57,6 +59,7 @@ def curate(
     """
     with Crew(Engine(settings.data.engine, settings.data.workers)) as crew:
         work = out.work.resolve()  # workers on other machines stand elsewhere
+        settings = settings.model_copy(update={"base": settings.base.resolve()})
         passes = Passes(settings, work, raw_parts(inputs["sources"].path.resolve()), crew, teacher)
         cleaned = passes.clean()
         corpus, sites = passes.compare(cleaned)
@@ -72,8 +75,7 @@ def curate(
     out.write_json("funnel.json", books)
     for name in ("documents", "drops", "changes", "samples"):
         out.identify(f"{name}.parquet", file_identity(out.folder / f"{name}.parquet"))
-    if (out.work / "models").is_dir():
-        _publish_models(out)
+    shutil.copytree(work / scoring.MODELS, out.folder / scoring.MODELS)
 
 
 def _facts(corpus: Corpus, cleaned: list[dict[str, Any]], sites: Sites) -> dict[str, Any]:
@@ -98,14 +100,6 @@ def _facts(corpus: Corpus, cleaned: list[dict[str, Any]], sites: Sites) -> dict[
             "largest": [{"kept": f"{int(ids[kept[i]]):016x}", "documents": int(sizes[i]) + 1} for i in largest],
         },
     }
-
-
-def _publish_models(out: Draft) -> None:
-    """The classifiers that were trained, with what they showed on documents held out from them."""
-    target = out.folder / "models"
-    target.mkdir()
-    for path in sorted((out.work / "models").iterdir()):
-        (target / path.name).write_bytes(path.read_bytes())
 
 
 def _complain(books: Mapping[str, Any], data: Data) -> None:

@@ -19,9 +19,9 @@ from herd.data.duplicates import SITE, Corpus
 from herd.data.funnel import Ledger
 from herd.data.lines import without_repeated
 from herd.data.quality import Sample, lowest, sample_of
+from herd.data.settings import CurateSettings
 from herd.data.word_lists import MAX_PER_1000, is_dirty, word_count
 from herd.data.words import Hashes, Tokens, tokens
-from herd.recipe_data import Data, Decontamination
 
 _SAMPLE_LINES = 3
 
@@ -31,12 +31,9 @@ class Filtering(NamedTuple):
 
     corpus: Corpus
     number: int
-    data: Data
+    settings: CurateSettings
     line_buckets: int
     sites: dict[int, tuple[str, float, float]]
-    base: Path
-    reference: tuple[str, ...]
-    seed: int
 
 
 def apply(task: Filtering) -> dict[str, Any]:
@@ -61,7 +58,8 @@ def apply(task: Filtering) -> dict[str, Any]:
         books = ledger.books()
     np.savez(folder / f"{name}.words.npz", **counts)  # pyright: ignore[reportArgumentType]
     np.save(folder / f"{name}.benchmarks.npy", np.concatenate([np.empty(0, np.uint64), *judge.found]))
-    save_samples(folder / f"{name}.learn.npz", lowest(samples, task.reference, task.seed), texts)
+    chosen = lowest(samples, task.settings.data.quality.reference, task.settings.seed)
+    save_samples(folder / f"{name}.learn.npz", chosen, texts)
     return {"books": books, "documents": len(samples)}
 
 
@@ -98,9 +96,10 @@ def _loaded(paths: tuple[str, ...], base: Path, ngram: int) -> Benchmarks:
     return Benchmarks.load(paths, base, ngram)
 
 
-def benchmarks_of(rules: Decontamination, base: Path) -> Benchmarks:
-    """The benchmarks that a recipe names, read once a process."""
-    return _loaded(tuple(rules.paths), base, rules.ngram)
+def benchmarks_of(settings: CurateSettings) -> Benchmarks | None:
+    """The benchmarks that the recipe names, where it names some; read once a process."""
+    rules = settings.data.decontamination
+    return _loaded(tuple(rules.paths), settings.base, rules.ngram) if rules is not None else None
 
 
 class _Judge:
@@ -108,13 +107,13 @@ class _Judge:
 
     def __init__(self, task: Filtering) -> None:
         corpus = task.corpus
-        self._task, self._data = task, task.data
+        self._task, self._data = task, task.settings.data
         self._fate, self._keeper, self._score = (corpus.array(name) for name in ("fate", "keeper", "score"))
         self._ids, self._sites = corpus.array("ids"), corpus.array("sites")
         self._repeated = corpus.array("repeated")
-        self._dirty = dirty_words(task.data, task.base)
-        rules = task.data.decontamination
-        self._benchmarks = benchmarks_of(rules, task.base) if rules is not None and rules.common_documents else None
+        self._dirty = dirty_words(task.settings)
+        rules = self._data.decontamination
+        self._benchmarks = benchmarks_of(task.settings) if rules is not None and rules.common_documents else None
         self.found: list[Hashes] = []
 
     def is_copy(self, row: dict[str, Any], number: int, ledger: Ledger) -> bool:

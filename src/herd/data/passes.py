@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field, field_serializer
 
 from herd import console
 from herd.console import HerdError
@@ -19,40 +18,22 @@ from herd.data.duplicates import Corpus
 from herd.data.engine import Crew
 from herd.data.judged import Teacher
 from herd.data.quality import QualityModels, Sample, fit_quality, lowest
+from herd.data.settings import CurateSettings
 from herd.data.topics import TOPICS, fit_topics
-from herd.recipe_data import Data
-from herd.recipe_section import Section
 
 Sites = dict[int, tuple[str, float, float]]  # key of a site that goes -> rule, score, threshold
 
 
-class CurateSettings(Section):
-    """What changes the outcome of curation: `[data]` without its sources and what training does with the outcome.
-
-    `base` is the folder that paths of lists start from; their contents are facts of the stage.
-    """
-
-    data: Data
-    seed: int
-    base: Path = Field(default=Path(), exclude=True)
-
-    @field_serializer("data")
-    def _what_matters(self, data: Data) -> dict[str, Any]:
-        own = data.model_dump(exclude={"source", "mix", "part_bytes"})
-        return own | {"class_caps": data.mix.class_caps}
-
-
 def _prepare(settings: CurateSettings, folder: Path) -> Path | None:
     """Read the recipe's lists once, for what is wrong with them to be said first; the blocklist as an array's file."""
-    data, base = settings.data, settings.base
+    data = settings.data
     cleaning.forget_lists()
     filtering.forget_benchmarks()
-    if (found := cleaning.dirty_words(data, base)) is not None:
+    if (found := cleaning.dirty_words(settings)) is not None:
         console.say("dirty words: " + ", ".join(f"{code} {count:,}" for code, count in found.entries.items()))
         if missing := sorted(set(data.languages) - found.languages):
             console.warn(f"data.dirty_words has no list for {', '.join(missing)}: text in it is not looked at")
-    if data.decontamination is not None:
-        found = filtering.benchmarks_of(data.decontamination, base)
+    if (found := filtering.benchmarks_of(settings)) is not None:
         console.say(f"decontamination: {found.count:,} n-grams of {', '.join(found.names)}")
     if unknown := sorted(set(data.mix.class_caps) - set(TOPICS)):
         raise HerdError(f"data.mix.class_caps: no class '{unknown[0]}'; there are {', '.join(TOPICS)}")
@@ -60,7 +41,7 @@ def _prepare(settings: CurateSettings, folder: Path) -> Path | None:
         raise HerdError(f"data.languages: no language '{unknown[0]}'; expected ISO 639 codes such as en, de")
     if not data.blocklists:
         return None
-    found = DomainList.load(data.blocklists, base)
+    found = DomainList.load(data.blocklists, settings.base)
     console.say(f"blocklists: {found.entries:,} domains and addresses")
     found.write(folder / "blocklist.npy")
     return folder / "blocklist.npy"
@@ -84,19 +65,7 @@ class Passes(NamedTuple):
     def clean(self) -> list[dict[str, Any]]:
         blocklist, buckets = _prepare(self.settings, self.folder), self.buckets
         tasks = [
-            (
-                path.stem,
-                cleaning.Cleaning(
-                    path,
-                    self.folder,
-                    path.stem,
-                    self.settings.data,
-                    buckets,
-                    blocklist,
-                    self.settings.base.resolve(),
-                ),
-            )
-            for path in self.raw
+            (path.stem, cleaning.Cleaning(path, self.folder, self.settings, buckets, blocklist)) for path in self.raw
         ]
         return self.crew.run("text and hashes", cleaning.clean, tasks, self.folder / "clean")
 
@@ -114,22 +83,9 @@ class Passes(NamedTuple):
         return corpus, sites
 
     def filter(self, corpus: Corpus, sites: Sites) -> list[dict[str, Any]]:
-        buckets, settings = self.buckets, self.settings
-        reference = settings.data.quality.reference
+        buckets = self.buckets
         tasks = [
-            (
-                name,
-                filtering.Filtering(
-                    corpus,
-                    number,
-                    settings.data,
-                    buckets,
-                    sites,
-                    settings.base.resolve(),
-                    tuple(reference),
-                    settings.seed,
-                ),
-            )
+            (name, filtering.Filtering(corpus, number, self.settings, buckets, sites))
             for number, name in enumerate(corpus.names)
         ]
         filtered = self.crew.run("filter", filtering.apply, tasks, self.folder / "filter")
@@ -143,12 +99,12 @@ class Passes(NamedTuple):
             with np.load(self.folder / f"{name}.words.npz") as counts:
                 for kind in counts.files:
                     totals[kind] = totals.get(kind, 0) + counts[kind]
-        np.savez(self.folder / "words.npz", **totals)
+        np.savez(self.folder / scoring.WORDS, **totals)
         rules = self.settings.data.decontamination
         if rules is not None and rules.common_documents:
             found = (np.load(self.folder / f"{name}.benchmarks.npy") for name in corpus.names)
-            np.save(self.folder / "common.npy", decontaminate.common(found, rules.common_documents))
-        models = self.folder / "models"
+            np.save(self.folder / scoring.COMMON, decontaminate.common(found, rules.common_documents))
+        models = self.folder / scoring.MODELS
         models.mkdir(exist_ok=True)
         reference, seed = self.settings.data.quality.reference, self.settings.seed
         paths = [self.folder / f"{name}.learn.npz" for name in corpus.names]
@@ -178,31 +134,12 @@ class Passes(NamedTuple):
         return found
 
     def score(self, corpus: Corpus) -> list[str]:
-        reference = tuple(self.settings.data.quality.reference)
-        tasks = [
-            (
-                name,
-                scoring.Scoring(
-                    self.folder / f"{name}.filtered.parquet",
-                    self.folder / f"{name}.scores.npz",
-                    self.folder / "words.npz",
-                    self.folder / "models",
-                    reference,
-                    self.settings.base.resolve(),
-                    self.settings.data.decontamination,
-                ),
-            )
-            for name in corpus.names
-        ]
+        tasks = [(name, scoring.Scoring(self.folder, name, self.settings)) for name in corpus.names]
         return self.crew.run("score", scoring.score, tasks, self.folder / "score")
 
     def write(self, corpus: Corpus, scores: Sequence[str]) -> list[dict[str, Any]]:
-        data, seed = self.settings.data, self.settings.seed
-        limits = scoring.limits(self.folder, scores, data)
-        tasks = [
-            (name, writing.Writing(self.folder, name, file, limits, data, seed))
-            for name, file in zip(corpus.names, scores, strict=True)
-        ]
+        limits = scoring.limits(self.folder, scores, self.settings.data)
+        tasks = [(name, writing.Writing(self.folder, name, self.settings, limits)) for name in corpus.names]
         return self.crew.run("write", writing.write, tasks, self.folder / "write")
 
 

@@ -22,48 +22,47 @@ from herd.data.filtering import benchmarks_of, corpus_of
 from herd.data.judged import ENCODER, TECHNICAL
 from herd.data.linear import LinearModel
 from herd.data.quality import QualityModels
+from herd.data.settings import CurateSettings
 from herd.data.technical import code_score, reasoning_score
 from herd.data.topics import TopicModel, cap
 from herd.data.words import Tokens, tokens
-from herd.recipe_data import Data, Decontamination
+from herd.recipe_data import Data
+
+# What the passes before leave for this one: the corpora's words, phrases that are in benchmarks by chance, classifiers.
+WORDS, COMMON, MODELS = "words.npz", "common.npy", "models"
 
 
 class Scoring(NamedTuple):
-    """A task: score a part's filtered documents by the corpus's words and the models in `models`."""
+    """A task: score the filtered documents of part `name` by the corpus's words and the models in `folder`."""
 
-    filtered: Path
-    out: Path
-    corpora: Path
-    models: Path
-    reference: tuple[str, ...]
-    base: Path
-    decontamination: Decontamination | None
+    folder: Path
+    name: str
+    settings: CurateSettings
 
     def benchmarks(self) -> Benchmarks | None:
         """The benchmarks to keep out, less the phrases that many documents share."""
-        if self.decontamination is None:
-            return None
-        found, common = benchmarks_of(self.decontamination, self.base), self.corpora.parent / "common.npy"
-        return found.without(np.load(common)) if self.decontamination.common_documents else found
+        found, common = benchmarks_of(self.settings), self.folder / COMMON
+        return found.without(np.load(common)) if found is not None and common.is_file() else found
 
 
 def score(task: Scoring) -> str:
     """Scores of a part's documents, in its order, as arrays in a file."""
-    with np.load(task.corpora) as counts:
+    with np.load(task.folder / WORDS) as counts:
         shares = {name: outliers.log_shares(counts[name]) for name in counts.files}
-    judge = QualityModels.load(task.models) if (task.models / "quality.json").is_file() else None
-    encoder = _by_encoder(task)
-    technical = [_model(task.models, name) for name in TECHNICAL]
-    topics = TopicModel.load(task.models) if (task.models / "topics.json").is_file() else None
-    benchmarks, max_hits = task.benchmarks(), task.decontamination.max_hits if task.decontamination else 0
+    models, rules = task.folder / MODELS, task.settings.data
+    judge = QualityModels.load(models) if (models / "quality.json").is_file() else None
+    encoder = _by_encoder(models)
+    technical = [_model(models, name) for name in TECHNICAL]
+    topics = TopicModel.load(models) if (models / "topics.json").is_file() else None
+    benchmarks, max_hits = task.benchmarks(), rules.decontamination.max_hits if rules.decontamination else 0
     columns: dict[str, list[Any]] = defaultdict(list)
-    for row in read_rows(task.filtered):
+    for row in read_rows(task.folder / f"{task.name}.filtered.parquet"):
         parts = tokens(row["text"])
         corpus = corpus_of(row)
         columns["divergence"].append(outliers.divergence(parts, shares[corpus]))
         columns["cell"].append(f"{corpus} {outliers.octave(len(parts.words))}")
         columns["language"].append(row["language"])
-        columns["judged"].append(row["source"] not in task.reference and row["kind"] in TEXT_KINDS)
+        columns["judged"].append(row["source"] not in rules.quality.reference and row["kind"] in TEXT_KINDS)
         if encoder is not None:
             columns["quality"].append(encoder(parts))
         else:
@@ -75,21 +74,27 @@ def score(task: Scoring) -> str:
         leak = benchmarks.judge(parts, max_hits) if benchmarks is not None else None
         columns["leak"].append(leak.rule if leak else "")
         columns["hits"].append(leak.score if leak else 0.0)
-    np.savez(task.out, **{name: np.array(values) for name, values in columns.items()})  # pyright: ignore[reportArgumentType]
-    return task.out.name
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
+    np.savez(scores_of(task.folder, task.name), **arrays)
+    return task.name
+
+
+def scores_of(folder: Path, name: str) -> Path:
+    """The file of a part's scores."""
+    return folder / f"{name}.scores.npz"
 
 
 def _model(folder: Path, name: str) -> LinearModel | None:
     return LinearModel.load(folder, name) if (folder / f"{name}.json").is_file() else None
 
 
-def _by_encoder(task: Scoring) -> Callable[[Tokens], float] | None:
+def _by_encoder(models: Path) -> Callable[[Tokens], float] | None:
     """Quality by the encoder, where one was distilled."""
-    if not (task.models / f"{ENCODER}.json").is_file():
+    if not (models / f"{ENCODER}.json").is_file():
         return None
     from herd.data.encoder import Encoder
 
-    encoder = Encoder.load(task.models, ENCODER)
+    encoder = Encoder.load(models, ENCODER)
     return lambda parts: float(encoder.score_batch([parts])[0])
 
 
@@ -123,14 +128,14 @@ class Limits(NamedTuple):
         return None
 
 
-def limits(folder: Path, files: Sequence[str], data: Data) -> Limits:
+def limits(folder: Path, parts: Sequence[str], data: Data) -> Limits:
     """Limits by all documents' scores: two readings of them, and 12 bytes a document in memory.
 
     Caps of topics are reckoned over what the other limits leave.
     """
     cells: dict[str, list[Any]] = defaultdict(list)
     judged: dict[str, list[Any]] = defaultdict(list)
-    for scores in _parts(folder, files):
+    for scores in _parts(folder, parts):
         _gather(cells, scores["cell"], scores["divergence"])
         known = scores["judged"] & ~np.isnan(scores["quality"])
         _gather(judged, scores["language"][known], scores["quality"][known].astype(np.float32))
@@ -144,7 +149,7 @@ def limits(folder: Path, files: Sequence[str], data: Data) -> Limits:
     if not data.mix.class_caps:
         return found
     sizes: Counter[str] = Counter()
-    for scores in _parts(folder, files):
+    for scores in _parts(folder, parts):
         for own in documents(scores):
             if found.drop(own) is None:
                 sizes[own["topic"]] += own["bytes"]
@@ -163,8 +168,10 @@ def documents(scores: dict[str, NDArray[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(scores, values, strict=True)) for values in zip(*columns, strict=True))
 
 
-def _parts(folder: Path, files: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-    return (scores for file in files if (scores := read_scores(folder / file)))  # a part without documents has none
+def _parts(folder: Path, parts: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    return (
+        scores for part in parts if (scores := read_scores(scores_of(folder, part)))
+    )  # a part without documents has none
 
 
 def _gather(into: dict[str, list[Any]], names: NDArray[Any], values: NDArray[Any]) -> None:

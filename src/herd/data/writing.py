@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from herd.data.documents import CURATED, Writer, read_rows
 from herd.data.funnel import Ledger
-from herd.data.scoring import Limits, documents, read_scores
+from herd.data.scoring import Limits, documents, read_scores, scores_of
+from herd.data.settings import CurateSettings
 from herd.data.technical import group_of
 from herd.data.topics import keeps
-from herd.recipe_data import Data
 
 JUDGED_CODE = 0.5  # probability of a yes from which a page is one of code
 
@@ -25,15 +25,13 @@ class Writing(NamedTuple):
 
     folder: Path
     name: str
-    scores: str
+    settings: CurateSettings
     limits: Limits
-    data: Data
-    seed: int
 
 
 def write(task: Writing) -> dict[str, Any]:
     """Write a part's outcome; returns its books."""
-    scores = documents(read_scores(task.folder / task.scores))
+    scores = documents(read_scores(scores_of(task.folder, task.name)))
     with (
         Ledger(task.folder, f"{task.name}.write") as ledger,
         Writer(task.folder / f"{task.name}.final.parquet", CURATED, weigh="text") as writer,
@@ -45,8 +43,8 @@ def write(task: Writing) -> dict[str, Any]:
             row |= {
                 "topic": own["topic"],
                 "quality": None if np.isnan(own["quality"]) else own["quality"],
-                "split": split_of(row["id"], task.seed, task.data.held_out_share),
-                "group": _group(row, own, task.data.languages[0]),
+                "split": split_of(row["id"], task.settings.seed, task.settings.data.held_out_share),
+                "group": _group(row, own, task.settings.data.languages[0]),
             }
             ledger.keep(row)
             writer.write({name: row[name] for name in CURATED.names})
@@ -73,7 +71,7 @@ def _drops(row: dict[str, Any], own: dict[str, Any], task: Writing, ledger: Ledg
             ledger.show_passed(row, step, text)
     ledger.enter("mix", size)
     share = task.limits.topics.get(own["topic"], 1.0)
-    if keeps(row["id"], share, task.seed):
+    if keeps(row["id"], share, task.settings.seed):
         return False
     ledger.drop(row, "mix", f"too_much_{own['topic'].replace(' ', '_')}", 1.0, share, size, text)
     return True
