@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from herd.artifact import file_sha256
-from herd.console import HerdError
+from herd.console import HerdError, one_line
 from herd.data.documents import read_rows
 from herd.data.heuristics import Verdict
 from herd.data.words import Hashes, Tokens, ngrams, tokens
@@ -197,7 +197,7 @@ def _texts(path: Path) -> Iterator[str]:
             for row in read_rows(path):
                 yield from _strings(row)
         except (OSError, ValueError) as error:  # what pyarrow raises derives from these
-            raise HerdError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+            raise HerdError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
     elif kind == ".jsonl":
         for number, line in enumerate(_lines(path), 1):
             yield from _strings(_parsed(line, f"{path}:{number}"))
