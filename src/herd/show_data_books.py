@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from herd.artifact import Artifact, published
 from herd.console import HerdError, human_bytes
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, so type checkers know none of them
 
 DOCUMENTS, DROPS, CHANGES, SAMPLES = "documents.parquet", "drops.parquet", "changes.parquet", "samples.parquet"
 _PLACE = ["id", "source", "path", "url"]
@@ -102,7 +104,7 @@ def rows_where(
     """Rows of a file whose `column` is one of `values`, the first `most` of them where it is above 0."""
     wanted, found = pa.array(list(values), pa.string()), list[dict[str, Any]]()
     for table in _groups_with(path, column, values, list(dict.fromkeys([*columns, column]))):
-        found += table.filter(pc.is_in(table[column], value_set=wanted)).to_pylist()  # type: ignore[attr-defined]
+        found += table.filter(pc.is_in(table[column], value_set=wanted)).to_pylist()
         if most and len(found) >= most:
             return found[:most]
     return found
@@ -121,10 +123,10 @@ def find(books: Books, words: str, most: int = 20) -> tuple[list[Fate], int]:
     parts = words.split()
     for file in (DOCUMENTS, DROPS):
         for table in groups(books.file(file), [*Fate._fields]):
-            hit = pc.invert(pc.is_null(table["id"]))  # type: ignore[attr-defined]
+            hit = pc.invert(pc.is_null(table["id"]))
             for part in parts:
                 inside = [_holds(table[name], part) for name in _PLACE if name in table.column_names]
-                hit = pc.and_(hit, _any(inside))  # type: ignore[attr-defined]
+                hit = pc.and_(hit, _any(inside))
             rows = table.filter(hit)
             total += rows.num_rows
             found += [_fate(row) for row in rows.slice(0, max(0, most - len(found))).to_pylist()]
@@ -163,22 +165,22 @@ def near_misses(books: Books, words: str, most: int = 5) -> list[Fate]:
             score = pa.chunked_array([pa.array([0] * table.num_rows, pa.int32())])
             for piece, weight in list(weights.items())[-12:]:
                 inside = _any([_holds(table[name], piece) for name in ("path", "url") if name in table.column_names])
-                score = pc.add(score, pc.multiply(pc.cast(inside, pa.int32()), weight))  # type: ignore[attr-defined]
+                score = pc.add(score, pc.multiply(pc.cast(inside, pa.int32()), weight))
             scored = table.append_column("shared", score)
-            scored = scored.filter(pc.greater(scored["shared"], 0))  # type: ignore[attr-defined]
+            scored = scored.filter(pc.greater(scored["shared"], 0))
             for row in scored.sort_by([("shared", "descending"), ("id", "ascending")]).slice(0, most).to_pylist():
                 best.append((-row["shared"], row["id"], _fate(row)))
     return [fate for _, _, fate in sorted(best, key=lambda one: one[:2])[:most]]
 
 
 def _holds(column: Any, part: str) -> Any:
-    return pc.fill_null(pc.match_substring(column, part, ignore_case=True), False)  # type: ignore[attr-defined]
+    return pc.fill_null(pc.match_substring(column, part, ignore_case=True), False)
 
 
 def _any(masks: list[Any]) -> Any:
     hit = masks[0]
     for mask in masks[1:]:
-        hit = pc.or_(hit, mask)  # type: ignore[attr-defined]
+        hit = pc.or_(hit, mask)
     return hit
 
 
