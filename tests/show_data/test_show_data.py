@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from herd.artifact import write_current
@@ -14,7 +16,7 @@ from herd.cli import main
 from herd.console import HerdError
 from herd.data.documents import document_id
 from herd.show_data import half_bars
-from herd.show_data_books import find, measured, open_books, plain, raw_files
+from herd.show_data_books import find, measured, open_books, plain, raw_files, rows_where
 from herd.show_data_samples import pairs
 
 GUIDE = "docs/guide/install.html"
@@ -101,3 +103,32 @@ def test_a_run_without_curation_is_said_to_have_none(tmp_path: Path) -> None:
     write_current(tmp_path / "run", "sources", "sources-0")
     with pytest.raises(HerdError):
         open_books(tmp_path / "run")
+
+
+def test_all_that_match_exactly_are_counted_and_few_are_shown(tmp_path: Path, build_run: Callable[..., Path]) -> None:
+    books = open_books(build_run(tmp_path / "run"))
+    drops = pq.read_table(books.file("drops.parquet"))
+    everywhere = pa.array(["https://docs.example.org/install"] * drops.num_rows)
+    drops = drops.set_column(drops.column_names.index("url"), "url", everywhere)
+    pq.write_table(drops, books.file("drops.parquet"), row_group_size=3)
+    found, total = find(books, "https://docs.example.org/install", most=2)
+    assert [bool(fate.step) for fate in found] == [False, True] and total == 1 + drops.num_rows == 9
+
+
+def test_a_document_is_found_by_its_id_wherever_it_lies_and_other_columns_read_of_its_group_only(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(open_books(run).file("drops.parquet")).sort_by("path")
+    pq.write_table(table, path := tmp_path / "by path.parquet", row_group_size=3)
+    read: list[list[str]] = []
+    real = pq.ParquetFile.read_row_group
+
+    def noted(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        read.append(columns)
+        return real(file, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    for id in table["id"].to_pylist():
+        read.clear()
+        assert [row["id"] for row in rows_where(path, "id", [id], ["path"])] == [id]
+        assert [columns for columns in read if "path" in columns] == [["path", "id"]]
