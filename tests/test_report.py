@@ -28,6 +28,21 @@ RECORDED = {
     "herd": "0.1.0",
     "command": "herd run tiny.toml --only sources --force sources",
 }
+SOURCE = {
+    "kind": "folder",
+    "documents": 50,
+    "bytes": 90_000,
+    "licences": {"MIT": 30, "unknown": 20},
+    "skipped": None,
+    "skipped_files": {"not text": 2},
+}
+ABSENT = SOURCE | {
+    "documents": 0,
+    "bytes": 0,
+    "licences": {},
+    "skipped": "there is no apt on this machine",
+    "skipped_files": {},
+}
 
 
 class FakeRun:
@@ -64,82 +79,12 @@ class FakeRun:
         write_atomically(self.path / "current.json", canonical_json({"schema": 1, "artifacts": folders}))
 
     def data(self, sources: int = 2) -> None:
-        """Sources and curation."""
-        facts = {
-            "kind": "folder",
-            "documents": 50,
-            "bytes": 90_000,
-            "licences": {"MIT": 30, "unknown": 20},
-            "skipped": None,
-            "skipped_files": {"not text": 2},
-        }
-        table: dict[str, Any] = {f"source-{i}": facts for i in range(sources)}
-        table["absent"] = {
-            **facts,
-            "documents": 0,
-            "bytes": 0,
-            "licences": {},
-            "skipped": "there is no apt on this machine",
-            "skipped_files": {},
-        }
-        dates = {name: {"first": "2026-01-01", "last": "2026-01-02"} for name in table if name != "absent"} | {
-            "absent": None
-        }
+        """Sources, of which one more is absent, and curation."""
+        names = [f"source-{i}" for i in range(sources)]
+        table = dict.fromkeys(names, SOURCE) | {"absent": ABSENT}
+        dates = {name: {"first": "2026-01-01", "last": "2026-01-02"} for name in names} | {"absent": None}
         self.add("sources", {"sources.json": table, "recorded/retrieved.json": dates})
-        steps = [
-            {
-                "step": "extract",
-                "documents_in": 100,
-                "bytes_in": 180_000,
-                "documents_dropped": 10,
-                "bytes_dropped": 5_000,
-                "rules": {"no_text": {"documents": 10, "bytes": 5_000}},
-            },
-            {
-                "step": "heuristics",
-                "documents_in": 90,
-                "bytes_in": 120_000,
-                "documents_dropped": 20,
-                "bytes_dropped": 20_000,
-                "rules": {"too_short": {"documents": 20, "bytes": 20_000}},
-            },
-            {
-                "step": "near",
-                "documents_in": 70,
-                "bytes_in": 100_000,
-                "documents_dropped": 1,
-                "bytes_dropped": 9,
-                "rules": {"minhash": {"documents": 1, "bytes": 9}},
-            },
-            {
-                "step": "mix",
-                "documents_in": 1,
-                "bytes_in": 100_000,
-                "documents_dropped": 1,
-                "bytes_dropped": 0,
-                "rules": {},
-            },
-        ]
-        by = {"kind": {"docs": 70}, "language": {"en": 60, "de": 10}, "source": {"source-0": 70}}
-        by |= {"group": {"general": 60, "multilingual": 10}, "topic": {"": 70}}
-        kept = {f"by_{k}": {n: {"documents": d, "bytes": d * 1000} for n, d in v.items()} for k, v in by.items()}
-        books = {
-            "steps": steps,
-            "kept": {"documents": 70, "bytes": 100_000, "splits": {"train": 65, "heldout": 5}, **kept},
-            "licences": {"MIT": 70},
-            "masked": {"email": 3},
-            "idle_rules": ["heuristics.long_words"],
-            "languages": [
-                {"source": "source-0", "share": 0.5, "bytes": 1000 * n, "documents": n, "confidence": 0.913} | labels
-                for n, labels in (
-                    (9, {"declared": "hi", "identified": "en"}),
-                    (51, {"declared": "en", "identified": "en"}),
-                    (10, {"declared": "", "identified": "de"}),
-                )
-            ],
-            "clusters": {"count": 2, "documents": 14, "largest": [{"kept": "77", "documents": 12}]},
-        }
-        self.add("curate", {"funnel.json": books}, inputs=("sources",), write=_drops)
+        self.add("curate", {"funnel.json": _funnel()}, inputs=("sources",), write=_drops)
 
     def laws(self, budgets: int = 3, members: tuple[str, ...] = ("flagship", "small")) -> None:
         """Tokenizer, shards, ladder and forecast."""
@@ -245,6 +190,54 @@ class FakeRun:
             },
         }
         self.add(f"export-{name}", {"parity.json": parity, "huggingface/model": "weights"}, inputs=(f"anneal-{name}",))
+
+
+def _step(step: str, read: tuple[int, int], dropped: tuple[int, int], rule: str = "") -> dict[str, Any]:
+    """A step of the funnel: documents and bytes that it read, and that its one rule (if any) dropped."""
+    documents, size = dropped
+    return {
+        "step": step,
+        "documents_in": read[0],
+        "bytes_in": read[1],
+        "documents_dropped": documents,
+        "bytes_dropped": size,
+        "rules": {rule: {"documents": documents, "bytes": size}} if rule else {},
+    }
+
+
+def _kept() -> dict[str, Any]:
+    """What curation kept, and its divisions."""
+    by = {"kind": {"docs": 70}, "language": {"en": 60, "de": 10}, "source": {"source-0": 70}}
+    by |= {"group": {"general": 60, "multilingual": 10}, "topic": {"": 70}}
+    divisions = {f"by_{k}": {n: {"documents": d, "bytes": d * 1000} for n, d in v.items()} for k, v in by.items()}
+    return {"documents": 70, "bytes": 100_000, "splits": {"train": 65, "heldout": 5}, **divisions}
+
+
+def _languages() -> list[dict[str, Any]]:
+    """Documents by declared and by identified language: one label that lies, one that is right, and none."""
+    of = {"source": "source-0", "share": 0.5, "confidence": 0.913}
+    labels = ((9, "hi", "en"), (51, "en", "en"), (10, "", "de"))
+    return [
+        of | {"documents": n, "bytes": 1000 * n, "declared": said, "identified": found} for n, said, found in labels
+    ]
+
+
+def _funnel() -> dict[str, Any]:
+    """The books of curation."""
+    return {
+        "steps": [
+            _step("extract", (100, 180_000), (10, 5_000), "no_text"),
+            _step("heuristics", (90, 120_000), (20, 20_000), "too_short"),
+            _step("near", (70, 100_000), (1, 9), "minhash"),
+            _step("mix", (1, 100_000), (1, 0)),
+        ],
+        "kept": _kept(),
+        "licences": {"MIT": 70},
+        "masked": {"email": 3},
+        "idle_rules": ["heuristics.long_words"],
+        "languages": _languages(),
+        "clusters": {"count": 2, "documents": 14, "largest": [{"kept": "77", "documents": 12}]},
+    }
 
 
 def _drops(draft: Draft) -> None:

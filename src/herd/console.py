@@ -23,6 +23,11 @@ class HerdError(Exception):
     """A problem that a person can act on. The command line prints its text as one line and exits with status 1."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error from elsewhere as one line of at most 200 characters; without text, the error's name."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 class Event(NamedTuple):
     """One message. `kind` is say, warn, open, update or close; bars are told apart by `bar`, unique over processes."""
 

@@ -140,7 +140,7 @@ def examples(artifact: Artifact, books: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for step in books["steps"]:
         for rule in step["rules"]:
-            hit = pc.and_(pc.equal(table["step"], step["step"]), pc.equal(table["rule"], rule))  # type: ignore[attr-defined]
+            hit = (pc.field("step") == step["step"]) & (pc.field("rule") == rule)
             rows = table.filter(hit).slice(0, EXAMPLES).to_pylist()
             if rows:
                 found.append(

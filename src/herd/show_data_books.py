@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from herd.artifact import Artifact, published
 from herd.console import HerdError, human_bytes
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, so type checkers know none of them
 
 DOCUMENTS, DROPS, CHANGES, SAMPLES = "documents.parquet", "drops.parquet", "changes.parquet", "samples.parquet"
 _PLACE = ["id", "source", "path", "url"]
@@ -82,30 +84,32 @@ def groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
             yield file.read_row_group(group, columns=there)
 
 
-def _groups_with(path: Path, column: str, values: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Those row groups whose `column` may hold one of `values`, by the bounds that the file notes of each.
-
-    Documents are sorted by id, so that a few are found without reading the text of all.
-    """
-    with pq.ParquetFile(path) as file:
-        index = file.schema_arrow.names.index(column)
-        there = [name for name in columns if name in file.schema_arrow.names]
-        for group in range(file.num_row_groups):
-            bounds = file.metadata.row_group(group).column(index).statistics
-            if bounds is None or not bounds.has_min_max or any(bounds.min <= value <= bounds.max for value in values):
-                yield file.read_row_group(group, columns=there)
-
-
 def rows_where(
     path: Path, column: str, values: Sequence[str], columns: Sequence[str], most: int = 0
 ) -> list[dict[str, Any]]:
-    """Rows of a file whose `column` is one of `values`, the first `most` of them where it is above 0."""
+    """Rows of a file whose `column` is one of `values`, the first `most` of them where it is above 0.
+
+    Documents lie in the order of their sources and paths, so ids are spread over all row groups and a group's bounds
+    hardly ever rule it out; the one column is read of each such group, and the others only where it has a hit.
+    """
     wanted, found = pa.array(list(values), pa.string()), list[dict[str, Any]]()
-    for table in _groups_with(path, column, values, list(dict.fromkeys([*columns, column]))):
-        found += table.filter(pc.is_in(table[column], value_set=wanted)).to_pylist()  # type: ignore[attr-defined]
-        if most and len(found) >= most:
-            return found[:most]
+    with pq.ParquetFile(path) as file:
+        there = [name for name in dict.fromkeys([*columns, column]) if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            if not _may_hold(file, group, column, values):
+                continue
+            hit = pc.is_in(file.read_row_group(group, columns=[column])[column], value_set=wanted)
+            if pc.any(hit).as_py():
+                found += file.read_row_group(group, columns=there).filter(hit).to_pylist()
+            if most and len(found) >= most:
+                return found[:most]
     return found
+
+
+def _may_hold(file: pq.ParquetFile, group: int, column: str, values: Sequence[str]) -> bool:
+    """Whether one of the values is within the bounds that the file notes of a row group's column."""
+    bounds = file.metadata.row_group(group).column(file.schema_arrow.names.index(column)).statistics
+    return bounds is None or not bounds.has_min_max or any(bounds.min <= value <= bounds.max for value in values)
 
 
 def find(books: Books, words: str, most: int = 20) -> tuple[list[Fate], int]:
@@ -114,17 +118,17 @@ def find(books: Books, words: str, most: int = 20) -> tuple[list[Fate], int]:
     At most `most` are returned, those dropped after those kept. A document that is matched exactly stands alone.
     """
     for column in ("id", "url", "path"):
-        exact = [fate for file in (DOCUMENTS, DROPS) for fate in _fates(books, file, column, words, most)]
+        exact = [fate for file in (DOCUMENTS, DROPS) for fate in _fates(books, file, column, words)]
         if exact:
             return exact[:most], len(exact)
     found, total = list[Fate](), 0
     parts = words.split()
     for file in (DOCUMENTS, DROPS):
         for table in groups(books.file(file), [*Fate._fields]):
-            hit = pc.invert(pc.is_null(table["id"]))  # type: ignore[attr-defined]
+            hit = pc.invert(pc.is_null(table["id"]))
             for part in parts:
                 inside = [_holds(table[name], part) for name in _PLACE if name in table.column_names]
-                hit = pc.and_(hit, _any(inside))  # type: ignore[attr-defined]
+                hit = pc.and_(hit, _any(inside))
             rows = table.filter(hit)
             total += rows.num_rows
             found += [_fate(row) for row in rows.slice(0, max(0, most - len(found))).to_pylist()]
@@ -163,26 +167,26 @@ def near_misses(books: Books, words: str, most: int = 5) -> list[Fate]:
             score = pa.chunked_array([pa.array([0] * table.num_rows, pa.int32())])
             for piece, weight in list(weights.items())[-12:]:
                 inside = _any([_holds(table[name], piece) for name in ("path", "url") if name in table.column_names])
-                score = pc.add(score, pc.multiply(pc.cast(inside, pa.int32()), weight))  # type: ignore[attr-defined]
+                score = pc.add(score, pc.multiply(pc.cast(inside, pa.int32()), weight))
             scored = table.append_column("shared", score)
-            scored = scored.filter(pc.greater(scored["shared"], 0))  # type: ignore[attr-defined]
+            scored = scored.filter(pc.greater(scored["shared"], 0))
             for row in scored.sort_by([("shared", "descending"), ("id", "ascending")]).slice(0, most).to_pylist():
                 best.append((-row["shared"], row["id"], _fate(row)))
     return [fate for _, _, fate in sorted(best, key=lambda one: one[:2])[:most]]
 
 
 def _holds(column: Any, part: str) -> Any:
-    return pc.fill_null(pc.match_substring(column, part, ignore_case=True), False)  # type: ignore[attr-defined]
+    return pc.fill_null(pc.match_substring(column, part, ignore_case=True), False)
 
 
 def _any(masks: list[Any]) -> Any:
     hit = masks[0]
     for mask in masks[1:]:
-        hit = pc.or_(hit, mask)  # type: ignore[attr-defined]
+        hit = pc.or_(hit, mask)
     return hit
 
 
-def _fates(books: Books, file: str, column: str, value: str, most: int) -> list[Fate]:
+def _fates(books: Books, file: str, column: str, value: str, most: int = 0) -> list[Fate]:
     return [_fate(row) for row in rows_where(books.file(file), column, [value], Fate._fields, most)] if value else []
 
 

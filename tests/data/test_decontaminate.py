@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from herd.console import HerdError
-from herd.data.decontaminate import Benchmarks, benchmark_files, common, excerpt, fingerprint
+from herd.data.decontaminate import Benchmarks, benchmark_files, common, fingerprint
 from herd.data.words import tokens
 
 TOPICS = pydoc_data.topics.topics
@@ -58,7 +58,6 @@ def test_a_planted_item_is_found_in_any_layout(benchmarks, field, layout):
     found = benchmarks.hits(document)
     assert found.benchmarks == {"shop": found.total}
     assert found.total >= 5
-    assert re.findall(r"\w+", excerpt(document, found).lower()) == re.findall(r"\w+", PROBLEM[field].lower())[:13]
     verdict = benchmarks.judge(document)
     assert verdict is not None
     assert (verdict.rule, verdict.score, verdict.threshold) == ("benchmark:shop", found.total, 0)

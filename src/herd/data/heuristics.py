@@ -13,16 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from herd.data.verdict import Verdict
 from herd.data.words import Hashes, HashSet, Tokens, distinct, ngrams
 from herd.data.words import tokens as hash_words
-
-
-class Verdict(NamedTuple):
-    """The rule that drops a document: what it measured and where its limit was."""
-
-    rule: str
-    score: float
-    threshold: float
 
 
 class Profile(NamedTuple):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from herd.console import one_line
 from herd.data.documents import RawDocument
 from herd.data.files import Skipped, Unavailable
 from herd.data.rows import DAY, LICENCE, row_document
@@ -37,7 +38,7 @@ def read_hugging_face(source: HuggingFace, base: Path, skipped: Skipped) -> Iter
             raise
         except Exception as error:  # the network's, the hub's and every file format's own
             after = f" after row {number:,}" if number else ""
-            raise Unavailable(f"{source.dataset}{after}: {_one_line(error)}") from None
+            raise Unavailable(f"{source.dataset}{after}: {one_line(error)}") from None
         if row is None:
             return
         number += 1
@@ -62,7 +63,3 @@ def _rows(datasets: Any, path: str, source: HuggingFace) -> Iterator[dict[str, A
             raise Unavailable(f"{source.dataset} has no column '{source.column}', only {', '.join(sorted(columns))}")
         data = data.select_columns([name for name in (source.column, "url", *LICENCE, *DAY) if name in columns])
     yield from data
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

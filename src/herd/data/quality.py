@@ -86,7 +86,8 @@ def _by_hash(item: tuple[float, Sample]) -> tuple[float, str]:
 class QualityModels:
     """A model for each language that has one, and `ALL`'s; how far each carries; quantiles of each language's scores.
 
-    `quantiles[language]` are 101 scores of the sampled documents that are no reference, ascending.
+    `quantiles[language]` are 101 scores of the sampled documents that are no reference, ascending: in
+    `quality.json` they tell a person where in its language a score lies.
     """
 
     models: Mapping[str, LinearModel]
@@ -100,14 +101,6 @@ class QualityModels:
     def score_features(self, buckets: Features, language: str) -> float:
         """`score` of what `features` gave."""
         return float(self._model(language).score_features(buckets)[1])
-
-    def rank(self, score: float, language: str) -> float:
-        """Share of the language's sampled documents that score lower, 0 to 1; comparable between languages.
-
-        For a language that was not sampled, among the documents of all.
-        """
-        points = self.quantiles.get(language, self.quantiles[ALL])
-        return float(np.interp(score, points, np.linspace(0, 1, len(points))))
 
     def _model(self, language: str) -> LinearModel:
         return self.models.get(language) or self.models[ALL]

@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from herd.console import HerdError
+from herd.console import HerdError, one_line
 from herd.infer.blocks import BLOCK
 from herd.infer.engine import CACHE_BYTES, Engine
 from herd.model.cache import PagedCache, Part
@@ -326,5 +326,4 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HerdError(f"pipeline: {what}; start all processes again ({why[:200]})") from None
+        raise HerdError(f"pipeline: {what}; start all processes again ({one_line(error)})") from None

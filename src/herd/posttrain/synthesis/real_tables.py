@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 
 from herd.console import say
 from herd.data.cache import folder
-from herd.data.tables import Limits, archive_members, check_digest, fetch_package
+from herd.data.packages import check_digest, fetch_package
+from herd.data.tables import Limits, archive_members
 from herd.posttrain.synthesis.invented import CsvTable
 
 ROWS = (15, 6_000)
