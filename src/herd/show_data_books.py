@@ -240,7 +240,7 @@ _PHRASES = {
     "repeated_lines": "repeated lines: {score} of its text > {threshold}",
     "dirty_words": "{score} dirty words in 1,000 > {threshold}",
     "odd_words": "its words are far from those of its kind and language: divergence {score} > {threshold}",
-    "unlike_reference": "quality {score} < {threshold}, below the share that its language keeps",
+    "low_quality": "quality {score} < {threshold}, below the share that its language keeps",
     "generated": "it says that a program generated it",
 }
 
