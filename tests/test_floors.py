@@ -18,6 +18,7 @@ FLOORS: list[list[str]] = [  # rooms (folders) of one floor don't know each othe
         "evidence",
         "recipe_errors",
         "recipe_section",
+        "recipe_compute",
         "recipe_data",
         "recipe_posttrain",
         "recipe",

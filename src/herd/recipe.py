@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from herd.console import HerdError
+from herd.recipe_compute import Compute
 from herd.recipe_data import Data
 from herd.recipe_errors import explain
 from herd.recipe_posttrain import Posttrain, Safety, Tools
@@ -200,29 +201,6 @@ ExportForm = Literal[
 
 class Deploy(Section):
     formats: list[ExportForm] = Field(default=["huggingface"])
-
-
-class Mesh(Section):
-    """Degrees of tensor, context, pipeline and data parallelism, innermost first (paper 3.3.2)."""
-
-    tp: Positive = 1
-    cp: Positive = 1
-    pp: Positive = 1
-    dp: Positive = 1
-
-    @property
-    def size(self) -> int:
-        return self.tp * self.cp * self.pp * self.dp
-
-
-class Compute(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where it is native"
-    )
-    mesh: Mesh = Mesh()
-    threads: Positive = Field(default=1, description="threads of one training process; changes sums in the last digits")
-    processes: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
 
 
 class Recipe(Section):

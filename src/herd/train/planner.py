@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from herd.model.config import ModelConfig
-from herd.recipe import Mesh
+from herd.recipe_compute import Mesh
 
 # float32 weights 4, float32 gradients 4 (paper 3.3.2: accumulated and reduced in FP32), AdamW's two moments 8
 STATE_BYTES_PER_PARAMETER = 16
