@@ -20,7 +20,7 @@ CONFIG = ModelConfig(1, 8, 2, 1, 16, 20, 4, 8, tied_embeddings=True)
 
 def new(seed: int) -> tuple[Transformer, torch.optim.AdamW]:
     model = Transformer(CONFIG)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model, adamw(model, Optimizer())
 
 

@@ -38,7 +38,7 @@ def one_thread():
 
 def new_model(seed: int = 0, config: ModelConfig = CONFIG) -> Transformer:
     model = Transformer(config)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model
 
 

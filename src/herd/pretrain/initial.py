@@ -109,7 +109,7 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
 def new_model(config: ModelConfig, seed: int, hardware: Hardware) -> Transformer:
     """A network with initial weights drawn from the seed; the draws are made on the CPU so that devices agree."""
     model = Transformer(config)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model.to(hardware.device)
 
 
