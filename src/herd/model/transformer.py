@@ -166,7 +166,7 @@ def initial_weight(config: ModelConfig, name: str, shape: torch.Size, seed: int)
 
     The draw depends on seed and name alone: a rank of a mesh draws what it holds, and every mesh starts alike.
     """
-    weight = torch.empty(shape)
+    weight = torch.empty(shape, dtype=torch.float32)
     if len(shape) == 1:
         return weight.fill_(1.0)
     drawn = int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:6], "big")

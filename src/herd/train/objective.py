@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,22 @@ def states(model: Any, batch: Any, dtype: torch.dtype) -> Tensor:
 
 def _next_token(model: Any, hidden_BTD: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     targets_BT = torch.from_numpy(batch.targets).to(hidden_BTD.device)
-    return linear_cross_entropy(hidden_BTD.flatten(0, 1), model.output.weight, targets_BT.flatten(), dtype)
+    return _cross_entropy(hidden_BTD.flatten(0, 1), model.output.weight, targets_BT.flatten(), dtype)
 
 
 def _dialog_tokens(model: Any, hidden_BTD: Tensor, batch: DialogBatch, dtype: torch.dtype) -> Tensor:
     targets_BT = _targets(batch, hidden_BTD)
     trained = targets_BT != IGNORED
-    return linear_cross_entropy(hidden_BTD[trained], model.output.weight, targets_BT[trained], dtype)
+    return _cross_entropy(hidden_BTD[trained], model.output.weight, targets_BT[trained], dtype)
+
+
+def _cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, dtype: torch.dtype) -> Tensor:
+    """Summed over rows, whether the head is whole or spread over tensor parallel ranks."""
+    if type(weight_VD) in (Tensor, nn.Parameter):
+        return linear_cross_entropy(hidden_RD, weight_VD, targets_R, dtype)
+    from herd.train.parallel.tensor import sharded_cross_entropy  # its imports take half a second
+
+    return sharded_cross_entropy(hidden_RD, cast(Any, weight_VD), targets_R, dtype)
 
 
 next_token = Objective(_next_token)  # cross-entropy of the next token

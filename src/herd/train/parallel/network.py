@@ -1,0 +1,268 @@
+"""A network spread over a mesh: cut into stages, then by tensor, context and data parallelism, in that order.
+
+The same numbers as on one process, up to the order of sums: `parity.py` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from herd.console import HerdError
+from herd.data.loader import Batch
+from herd.model.config import ModelConfig
+from herd.model.rope import rotary_frequencies, rotary_table
+from herd.model.transformer import Transformer
+from herd.recipe_compute import Compute
+from herd.train.hardware import Hardware
+from herd.train.network import Batches
+from herd.train.objective import Objective, computing_in
+from herd.train.parallel.context import own_positions, spread_positions
+from herd.train.parallel.data import last_of_step, shard_data
+from herd.train.parallel.norm import gradient_norm, local, scale_down, settle
+from herd.train.parallel.pipeline import Pipeline, stage_indices
+from herd.train.parallel.schedule import split_layers
+from herd.train.parallel.stage import Micro, Stage
+from herd.train.parallel.tensor import check_tensor_parallel, shard_tensors
+from herd.train.parallel.world import World
+from herd.train.recompute import recompute_activations
+
+Weights = Callable[[str], Tensor]  # a whole weight by its name
+
+
+class Sharded:
+    """The part of a network that this rank trains; `weights` gives what it starts from.
+
+    Raises HerdError where the mesh does not fit the network.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, world: World, compute: Compute, hardware: Hardware
+    ) -> None:
+        self.config, self.world = config, world
+        self._compute, self._hardware = compute, hardware
+        degrees, pipe = world.degrees, compute.pipeline
+        self.stages = degrees.pp * (pipe.stages_per_rank if degrees.pp > 1 else 1)
+        cuts = split_layers(config.layers, self.stages, pipe.ends_apart and degrees.pp > 1)
+        with torch.device("meta"):
+            whole = Transformer(config).to(torch.promote_types(hardware.dtype, torch.float32))
+        here = stage_indices(pipe.schedule, world.place("pp"), degrees.pp, self.stages // degrees.pp)
+        self._held = {s: Stage(whole, cuts[s], s == 0, s == self.stages - 1) for s in here}
+        for stage in self._held.values():
+            self._spread(stage)
+        self.parameters, self._copies = self._named()
+        self._fill(weights)
+        self._twins = self._tied_group()
+        self._pipeline: tuple[int, Pipeline] | None = None
+        self._tables: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def _spread(self, stage: Stage) -> None:
+        """Apply the mesh's dimensions to a stage of meta tensors; a dimension of size 1 applies nothing."""
+        world, degrees = self.world, self.world.degrees
+        if degrees.tp > 1:
+            check_tensor_parallel(self.config, degrees.tp, self.config.context // degrees.cp)
+            shard_tensors(stage, world.mesh["tp"])
+        if degrees.cp > 1:
+            spread_positions(stage, world.group("cp"))
+        recompute_activations(stage.blocks, self._compute.recompute)
+        if self._compute.compile:
+            from herd.train.compiled import compile_blocks
+
+            compile_blocks(stage)
+        if degrees.dp * degrees.cp > 1:
+            shard_data(stage, world.replicas, self._hardware.dtype, self._compute.reshard_after_forward)
+        stage.to_empty(device=world.device)
+
+    def _named(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """This rank's parameters by canonical name; and its copy of a tied head that the first stage owns."""
+        found: dict[str, nn.Parameter] = {}
+        copies: dict[str, nn.Parameter] = {}
+        for stage in self._held.values():
+            for name, p in stage.named_parameters():
+                if name == "output.weight" and self.config.tied_embeddings:
+                    copies["tok_embeddings.weight"] = p
+                else:
+                    found[name] = p
+        return found, copies
+
+    def _fill(self, weights: Weights) -> None:
+        with torch.no_grad():
+            for name, p in [*self.parameters.items(), *self._copies.items()]:
+                put(p, weights(name))
+
+    def _tied_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the two ends of a tied head, for this rank's place on the other dimensions."""
+        if not self.config.tied_embeddings or self.world.degrees.pp == 1:
+            return None
+        ranks = self.world.mesh.mesh  # (dp, pp, cp, tp)
+        last = stage_rank(self._compute, self.world.degrees.pp, self.stages, self.stages - 1)
+        mine = None
+        if last != 0:
+            for pair in zip(ranks[:, 0].flatten().tolist(), ranks[:, last].flatten().tolist(), strict=True):
+                group = dist.new_group(list(pair))  # every rank must take part in making every group
+                mine = group if dist.get_rank() in pair else mine
+        return mine
+
+    def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
+        """See `Network`. Raises HerdError where a batch can't be shared out evenly."""
+        degrees, device = self.world.degrees, self._hardware.device
+        batch = part_of(batches, step, self.world.place("dp"), degrees.dp)
+        counted = torch.tensor([batch.count], dtype=torch.int64, device=device)
+        dist.all_reduce(counted, group=self.world.group("dp"))
+        count = int(counted)
+        own, micros = self._micro_batches(batch)
+        for stage in self._held.values():
+            stage.micros = micros
+        tokens = [torch.from_numpy(part.inputs).to(device) for part in own]
+
+        def loss(hidden_BTD: Tensor, micro: int) -> Tensor:
+            head = self._held[self.stages - 1]
+            return objective.loss(head, hidden_BTD, own[micro], self._hardware.dtype) / count
+
+        with computing_in(device, self._hardware.dtype):
+            losses = self._run(tokens, loss)
+        settle(self.parameters.values())
+        settle(self._copies.values())
+        self._sum_tied()
+        wide = torch.promote_types(self._hardware.dtype, torch.float32)
+        total = torch.stack([x.to(wide) for x in losses]).sum() if losses else torch.zeros((), dtype=wide, device=device)
+        dist.all_reduce(total, group=self.world.replicas.get_group())
+        dist.all_reduce(total, group=self.world.group("pp"))
+        return total, count
+
+    def _run(self, tokens: list[Tensor], loss: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+        if self.world.degrees.pp > 1:
+            if self._pipeline is None or self._pipeline[0] != len(tokens):
+                settings, group = self._compute.pipeline, self.world.group("pp")
+                made = Pipeline(self._held, self.stages, settings, group, self.world.device, len(tokens))
+                self._pipeline = len(tokens), made
+            return self._pipeline[1].step(torch.cat(tokens), loss)
+        (stage,), losses = self._held.values(), []
+        for micro, inputs in enumerate(tokens):
+            last_of_step(stage, micro == len(tokens) - 1)
+            value = loss(stage(inputs, torch.full((len(inputs),), micro)), micro)
+            value.backward()
+            losses.append(value.detach())
+        return losses
+
+    def _micro_batches(self, batch: Batch) -> tuple[list[Batch], list[Micro]]:
+        """Micro-batches at this rank's positions, each with its rotary tables and mask."""
+        degrees, rows, length = self.world.degrees, *batch.inputs.shape
+        most = self._compute.micro_sequences or (1 if degrees.pp > 1 else 64)
+        size = max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)
+        positions, rope = self._positions(length)
+        own, micros = [], []
+        for part in batch.split(size):
+            documents = torch.from_numpy(part.documents).to(self.world.device)
+            packed = bool((documents[:, 0] != documents[:, -1]).any())
+            micros.append(Micro(rope, mask_of(documents, positions) if packed else None))
+            at = positions.cpu().numpy()
+            cut = [np.ascontiguousarray(x[:, at]) for x in (part.inputs, part.targets, part.documents)]
+            own.append(Batch(*cut))
+        return own, micros
+
+    def _positions(self, length: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """True positions of this rank's tokens in sequences of a length, and their rotary tables."""
+        if length not in self._tables:
+            if length > self.config.context:
+                raise ValueError(f"{length} tokens do not fit the context of {self.config.context}")
+            config, degrees = self.config, self.world.degrees
+            positions = own_positions(length, degrees.cp, self.world.place("cp"))
+            if degrees.tp > 1:
+                check_tensor_parallel(config, degrees.tp, len(positions))
+            frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            cos, sin = (table[positions].to(self.world.device) for table in rotary_table(frequencies, length))
+            self._tables[length] = positions.to(self.world.device), (cos, sin)
+        return self._tables[length]
+
+    def _sum_tied(self) -> None:
+        """Sum the gradients of both ends of a tied head, on both."""
+        if not self.config.tied_embeddings or self.world.degrees.pp == 1:
+            return
+        first, last = self.parameters.get("tok_embeddings.weight"), self._copies.get("tok_embeddings.weight")
+        if first is not None and last is not None:
+            assert first.grad is not None and last.grad is not None
+            local(first.grad).add_(local(last.grad))
+            local(last.grad).copy_(local(first.grad))
+        elif (p := first if first is not None else last) is not None:
+            assert p.grad is not None
+            dist.all_reduce(local(p.grad), group=self._twins)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that an optimizer must step: also the copy of a tied head, under its canonical name."""
+        return {**self.parameters, **{f"copy.{name}": p for name, p in self._copies.items()}}
+
+    def clip(self, norm: float) -> Tensor:
+        found = gradient_norm(self.parameters.values(), self.world)
+        scale_down(self.trained.values(), found, norm)
+        return found
+
+    def gather(self) -> dict[str, Tensor]:
+        """All weights, on rank 0's CPU; on the others none. Every rank must call it."""
+        return gathered(self.parameters, self.world)
+
+
+def put(parameter: nn.Parameter, weight: Tensor) -> None:
+    """Write this rank's part of a whole weight into a parameter; every rank has the whole."""
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        whole = weight.to(device=parameter.to_local().device, dtype=parameter.dtype)
+        parameter.to_local().copy_(distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local())
+    else:
+        parameter.copy_(weight)
+
+
+def gathered(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:
+    """Whole tensors on rank 0's CPU, one at a time; stages send theirs to it."""
+    names: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(names, sorted(parameters))
+    leader = world.place("dp") == world.place("cp") == world.place("tp") == 0
+    found: dict[str, Tensor] = {}
+    for source in world.mesh.mesh[0, :, 0, 0].tolist():  # the first rank of each pipeline place
+        for name in names[source]:
+            here = name in parameters and names[source] == sorted(parameters)
+            value = None
+            if here:
+                p = parameters[name].detach()
+                value = (p.full_tensor() if isinstance(p, DTensor) else p).cpu().contiguous()
+            if source == 0:
+                if dist.get_rank() == 0 and value is not None:
+                    found[name] = value
+            elif here and leader and value is not None:
+                dist.send_object_list([value.shape, value.dtype], 0)
+                dist.send(value, 0)
+            elif dist.get_rank() == 0:
+                about: list = [None, None]
+                dist.recv_object_list(about, source)
+                found[name] = torch.empty(about[0], dtype=about[1])
+                dist.recv(found[name], source)
+    return found
+
+
+def part_of(batches: Batches, step: int, rank: int, ranks: int) -> Batch:
+    """A data-parallel rank's rows of a step's batch. Raises HerdError where they can't be shared out evenly."""
+    batch = batches.part(step, rank, ranks) if hasattr(batches, "part") else None
+    if batch is None:
+        raise HerdError("training on a mesh needs batches that are read by rank")
+    return batch
+
+
+def stage_rank(compute: Compute, pp: int, stages: int, stage: int) -> int:
+    """Which pipeline place holds a stage."""
+    name, per_rank = compute.pipeline.schedule, stages // pp
+    return next(rank for rank in range(pp) if stage in stage_indices(name, rank, pp, per_rank))
+
+
+def mask_of(documents_BS: Tensor, positions_T: Tensor) -> Tensor:
+    """`document_mask` of the rows at some positions, (B, 1, T, S)."""
+    everywhere = torch.arange(documents_BS.shape[1], device=documents_BS.device)
+    causal = everywhere[None] <= positions_T[:, None]
+    same = documents_BS[:, positions_T, None] == documents_BS[:, None, :]
+    return (causal & same)[:, None]
