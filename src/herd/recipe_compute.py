@@ -81,7 +81,9 @@ class Compute(Section):
     )
     mesh: Mesh = Mesh()
     pipeline: Pipeline = Pipeline()
-    micro_sequences: Positive = Field(default=64, description="sequences that pass through the network at once, most")
+    micro_sequences: Positive | None = Field(
+        default=None, description="sequences that pass through the network at once, at most; absent: 64, in pipelines 1"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         default="none", description="activations computed again in backward: all but matrix products, or all"
     )

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from herd.recipe_compute import Compute
 from herd.train.hardware import Hardware
 from herd.train.objective import Objective
+
+MICRO_SEQUENCES = 64  # that pass through the network at once, where the recipe does not say
 
 
 class TrainBatch(Protocol):
@@ -34,6 +37,11 @@ class Network(Protocol):
 
     parameters: dict[str, nn.Parameter]  # what of it lives here, by canonical name
 
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that an optimizer must step."""
+        ...
+
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
         """Add a step's gradients; the mean loss, and what it was divided by, of all ranks."""
         ...
@@ -46,9 +54,10 @@ class Network(Protocol):
 class Whole:
     """A network on one process."""
 
-    def __init__(self, model: nn.Module, hardware: Hardware, micro_sequences: int) -> None:
+    def __init__(self, model: nn.Module, hardware: Hardware, compute: Compute) -> None:
         self.parameters = dict(model.named_parameters())
-        self._model, self._hardware, self._micro_sequences = model, hardware, micro_sequences
+        self._model, self._hardware = model, hardware
+        self._micro_sequences = compute.micro_sequences or MICRO_SEQUENCES
 
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
         batch: TrainBatch = batches[step]
@@ -58,6 +67,10 @@ class Whole:
             loss.backward()
             total = total + loss.detach()
         return total, count
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self.parameters
 
     def clip(self, norm: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), norm)

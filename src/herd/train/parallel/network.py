@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from herd.console import HerdError
 from herd.data.loader import Batch
@@ -29,7 +29,7 @@ from herd.train.parallel.norm import gradient_norm, local, scale_down, settle
 from herd.train.parallel.pipeline import Pipeline, stage_indices
 from herd.train.parallel.schedule import split_layers
 from herd.train.parallel.stage import Micro, Stage
-from herd.train.parallel.tensor import check_tensor_parallel, shard_tensors
+from herd.train.parallel.tensor import check_tensor_parallel, same_part, shard_tensors
 from herd.train.parallel.world import World
 from herd.train.recompute import recompute_activations
 
@@ -94,7 +94,7 @@ class Sharded:
     def _fill(self, weights: Weights) -> None:
         with torch.no_grad():
             for name, p in [*self.parameters.items(), *self._copies.items()]:
-                put(p, weights(name))
+                local(p).copy_(same_part(p, weights(name).to(p.dtype)))
 
     def _tied_group(self) -> dist.ProcessGroup | None:
         """The ranks that hold the two ends of a tied head, for this rank's place on the other dimensions."""
@@ -207,16 +207,6 @@ class Sharded:
     def gather(self) -> dict[str, Tensor]:
         """All weights, on rank 0's CPU; on the others none. Every rank must call it."""
         return gathered(self.parameters, self.world)
-
-
-def put(parameter: nn.Parameter, weight: Tensor) -> None:
-    """Write this rank's part of a whole weight into a parameter; every rank has the whole."""
-    if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        whole = weight.to(device=parameter.to_local().device, dtype=parameter.dtype)
-        parameter.to_local().copy_(distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local())
-    else:
-        parameter.copy_(weight)
 
 
 def gathered(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -78,6 +78,14 @@ class _GatheredNorm(SequenceParallel):
     @staticmethod
     def _prepare_output_fn(use_local_output: bool, mod: nn.Module, outputs: Any, device_mesh: DeviceMesh) -> Tensor:
         return cast(DTensor, outputs).redistribute(device_mesh, [Replicate()]).to_local()
+
+
+def same_part(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """The part of a whole tensor that a rank holds of a parameter of its shape; nothing is sent."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
 
 
 def sharded_cross_entropy(hidden_RD: Tensor, weight: DTensor, targets_R: Tensor, dtype: torch.dtype) -> Tensor:
