@@ -210,11 +210,13 @@ def _add_assistant_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _run(options: argparse.Namespace) -> int:
     from herd.report import write_report
-    from herd.run import run_recipe
+    from herd.run import leads, run_recipe
     from herd.stages import Choice
 
     choice = Choice(options.until, options.only, tuple(options.force), options.member)
     run = run_recipe(options.recipe, options.out, choice)
+    if not leads():
+        return 0
     page = write_report(run)
     print(f"report: {page}")
     return 0

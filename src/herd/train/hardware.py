@@ -25,22 +25,7 @@ class Hardware(NamedTuple):
 
 
 def choose_hardware(compute: Compute) -> Hardware:
-    """`local_hardware` of what one process does alone.
-
-    Raises HerdError where the mesh asks for more, or more were started.
-    """
-    hardware = local_hardware(compute)
-    started = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
-    if max(compute.mesh.size, started) > 1:
-        raise HerdError(
-            f"compute.mesh: {compute.mesh.size} processes asked for, {started} started; this version trains in one "
-            "(tp=cp=pp=dp=1). `herd recipe check` plans such a recipe"
-        )
-    return hardware
-
-
-def local_hardware(compute: Compute) -> Hardware:
-    """Resolve `auto`. bfloat16 where it is native, since emulated it is slower than float32.
+    """Resolve `auto`, for this process. bfloat16 where it is native, since emulated it is slower than float32.
 
     Raises HerdError where the named device is not there.
     """

@@ -37,9 +37,16 @@ class Network(Protocol):
 
     parameters: dict[str, nn.Parameter]  # what of it lives here, by canonical name
 
+    leads: bool  # whether this rank speaks and writes for all
+
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter that an optimizer must step."""
+        ...
+
+    @property
+    def saved(self) -> dict[str, nn.Parameter]:
+        """What checkpoints hold of this rank, by canonical name."""
         ...
 
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
@@ -50,20 +57,35 @@ class Network(Protocol):
         """Scale the gradients down to a norm, over all ranks; the norm they had."""
         ...
 
+    def agree(self, flag: bool) -> bool:
+        """The first rank's flag, on all: clocks differ, and what all must do together one decides."""
+        ...
+
+    def loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after a checkpoint was restored into `saved`."""
+        ...
+
+    def gather(self) -> dict[str, Tensor] | None:
+        """All weights by name where the rank leads, else None. Every rank must call it."""
+        ...
+
 
 class Whole:
     """A network on one process."""
 
+    leads = True
+
     def __init__(self, model: nn.Module, hardware: Hardware, compute: Compute) -> None:
         self.parameters = dict(model.named_parameters())
-        self._model, self._hardware = model, hardware
+        self.model, self._hardware = model, hardware
         self._micro_sequences = compute.micro_sequences or MICRO_SEQUENCES
 
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
         batch: TrainBatch = batches[step]
-        count, total = batch.count, torch.zeros((), device=self._hardware.device)
+        count = batch.count
+        total = torch.zeros((), dtype=torch.promote_types(self._hardware.dtype, torch.float32), device=self._hardware.device)
         for part in batch.split(self._micro_sequences):
-            loss = objective(self._model, part, self._hardware.dtype) / count
+            loss = objective(self.model, part, self._hardware.dtype) / count
             loss.backward()
             total = total + loss.detach()
         return total, count
@@ -71,6 +93,19 @@ class Whole:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         return self.parameters
+
+    @property
+    def saved(self) -> dict[str, nn.Parameter]:
+        return self.parameters
+
+    def agree(self, flag: bool) -> bool:
+        return flag
+
+    def loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def gather(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.parameters.items()}
 
     def clip(self, norm: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), norm)

@@ -195,18 +195,40 @@ class Sharded:
             dist.all_reduce(local(p.grad), group=self._twins)
 
     @property
+    def leads(self) -> bool:
+        return dist.get_rank() == 0
+
+    @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every parameter that an optimizer must step: also the copy of a tied head, under its canonical name."""
-        return {**self.parameters, **{f"copy.{name}": p for name, p in self._copies.items()}}
+        """With the copy of a tied head, whose gradient is the original's, so that both stay equal."""
+        return {**self.parameters, **{f"copy of {name}": p for name, p in self._copies.items()}}
+
+    @property
+    def saved(self) -> dict[str, nn.Parameter]:
+        """A copy is saved under its original's name: replicated tensors are written once and read by all."""
+        return {**self._copies, **self.parameters}
+
+    def loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where one rank holds original and copy, the copy follows."""
+        for name, copy in self._copies.items():
+            if (original := self.parameters.get(name)) is not None:
+                with torch.no_grad():
+                    local(copy).copy_(local(original))
+                optimizer.state[copy] = {key: value.clone() for key, value in optimizer.state[original].items()}
 
     def clip(self, norm: float) -> Tensor:
         found = gradient_norm(self.parameters.values(), self.world)
         scale_down(self.trained.values(), found, norm)
         return found
 
-    def gather(self) -> dict[str, Tensor]:
-        """All weights, on rank 0's CPU; on the others none. Every rank must call it."""
-        return gathered(self.parameters, self.world)
+    def agree(self, flag: bool) -> bool:
+        decided = torch.tensor([flag], dtype=torch.int32, device=self.world.device)
+        dist.broadcast(decided, 0)
+        return bool(decided)
+
+    def gather(self) -> dict[str, Tensor] | None:
+        found = gathered(self.parameters, self.world)
+        return found if self.leads else None
 
 
 def gathered(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Tensor]:

@@ -37,11 +37,6 @@ class World:
         return ", ".join(f"{name} {self.place(name)}" for name in ("dp", "pp", "cp", "tp"))
 
 
-def started() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def start(device: torch.device) -> None:
     """Join the process group of torchrun; CPU tensors travel by gloo, CUDA's by NCCL."""
     if dist.is_initialized():
