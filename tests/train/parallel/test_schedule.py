@@ -49,7 +49,7 @@ def test_any_counts_run_whole_in_order_and_within_the_warm_up(pp):
                     assert [a.micro for a in actions if a.kind == kind and a.stage == stage] == list(range(micros))
 
 
-@pytest.mark.parametrize(("pp", "stages_per_rank", "rounds"), itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 3)))
+@pytest.mark.parametrize(("pp", "stages_per_rank", "rounds"), [*itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 3))])
 def test_the_bubble_is_the_papers(pp, stages_per_rank, rounds):
     stages, micros = pp * stages_per_rank, pp * rounds
     timeline = simulate(interleaved(pp, stages_per_rank, micros, pp), [1.0] * stages, [2.0] * stages)

@@ -67,10 +67,10 @@ def one_forward_one_backward(pp: int, micros: int) -> Order:
 def interleaved(pp: int, stages_per_rank: int, micros: int, group: int) -> Order:
     """The paper's schedule: V stages a rank, any number M of micro-batches, any group N (the last may be short).
 
-    A rank runs its forwards in groups of N, stage by stage, its backwards likewise from the last stage. After the
-    warm-up of A4, 2 (PP - r - 1) + (V - 1) N forwards, it alternates one forward and one backward, then drains; with one
-    stage a rank the warm-up is that of 1F1B, PP - r - 1. N = PP is depth first, N = M breadth first. Never more than
-    the warm-up and one are in flight (forwards whose backward is still to come).
+    A rank runs its forwards in groups of N, stage by stage, its backwards likewise from the last stage. After a
+    warm-up of 2 (PP - r - 1) + (V - 1) N forwards it alternates one forward and one backward, then drains (A4); with
+    one stage a rank the warm-up is that of 1F1B, PP - r - 1. N = PP is depth first, N = M breadth first. Never more
+    than the warm-up and one are in flight (forwards whose backward is still to come).
 
     As a fixed table these rules can deadlock (PP = 4, V = 2, N = 1: rank 0 would wait for a forward of rank 3, which
     waits for a backward of rank 0) or wait in vain where M is no multiple of N. So the ranks are also played through
