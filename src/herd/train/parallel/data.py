@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from herd.train.parallel.torch_private import sums_gradients
+
 
 def shard_data(stage: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool) -> None:
     """Shard each block and the rest of the stage, in place. `dtype`: in which blocks compute and weights travel."""
@@ -24,10 +26,7 @@ def shard_data(stage: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_a
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=policy)
     fully_shard(stage, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
-    for module in stage.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no sum with a factor
+    sums_gradients(stage)
 
 
 def last_of_step(stage: nn.Module, last: bool) -> None:

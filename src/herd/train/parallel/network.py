@@ -26,7 +26,7 @@ from herd.train.objective import Objective, computing_in
 from herd.train.parallel.context import own_positions, spread_positions
 from herd.train.parallel.data import last_of_step, shard_data
 from herd.train.parallel.norm import gradient_norm, local, scale_down, settle
-from herd.train.parallel.pipeline import Pipeline, stage_indices
+from herd.train.parallel.pipeline import Pipeline, stage_homes, stage_indices
 from herd.train.parallel.schedule import split_layers
 from herd.train.parallel.stage import Micro, Stage
 from herd.train.parallel.tensor import check_tensor_parallel, same_part, shard_tensors
@@ -37,13 +37,20 @@ Weights = Callable[[str], Tensor]  # a whole weight by its name
 
 
 class Sharded:
-    """The part of a network that this rank trains; `weights` gives what it starts from.
+    """The part of a network that this rank trains; `weights` gives what it starts from. `prepare` changes the network
+    (on the meta device) before it is cut: adapters, frozen parameters.
 
     Raises HerdError where the mesh does not fit the network.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, world: World, compute: Compute, hardware: Hardware
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        world: World,
+        compute: Compute,
+        hardware: Hardware,
+        prepare: Callable[[Transformer], None] = lambda model: None,
     ) -> None:
         self.config, self.world = config, world
         self._compute, self._hardware = compute, hardware
@@ -52,6 +59,7 @@ class Sharded:
         cuts = split_layers(config.layers, self.stages, pipe.ends_apart and degrees.pp > 1)
         with torch.device("meta"):
             whole = Transformer(config).to(torch.promote_types(hardware.dtype, torch.float32))
+            prepare(whole)
         here = stage_indices(pipe.schedule, world.place("pp"), degrees.pp, self.stages // degrees.pp)
         self._held = {s: Stage(whole, cuts[s], s == 0, s == self.stages - 1) for s in here}
         for stage in self._held.values():
@@ -59,7 +67,7 @@ class Sharded:
         self.parameters, self._copies = self._named()
         self._fill(weights)
         self._twins = self._tied_group()
-        self._pipeline: tuple[int, Pipeline] | None = None
+        self._pipeline: Pipeline | None = None
         self._tables: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
     def _spread(self, stage: Stage) -> None:
@@ -101,7 +109,7 @@ class Sharded:
         if not self.config.tied_embeddings or self.world.degrees.pp == 1:
             return None
         ranks = self.world.mesh.mesh  # (dp, pp, cp, tp)
-        last = stage_rank(self._compute, self.world.degrees.pp, self.stages, self.stages - 1)
+        last = stage_homes(self._compute.pipeline.schedule, self.world.degrees.pp, self.stages // self.world.degrees.pp)[-1]
         mine = None
         if last != 0:
             for pair in zip(ranks[:, 0].flatten().tolist(), ranks[:, last].flatten().tolist(), strict=True):
@@ -138,11 +146,10 @@ class Sharded:
 
     def _run(self, tokens: list[Tensor], loss: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
         if self.world.degrees.pp > 1:
-            if self._pipeline is None or self._pipeline[0] != len(tokens):
+            if self._pipeline is None:
                 settings, group = self._compute.pipeline, self.world.group("pp")
-                made = Pipeline(self._held, self.stages, settings, group, self.world.device, len(tokens))
-                self._pipeline = len(tokens), made
-            return self._pipeline[1].step(torch.cat(tokens), loss)
+                self._pipeline = Pipeline(self._held, self.stages, settings, group, self.world.device, len(tokens))
+            return self._pipeline.step(torch.cat(tokens), loss, len(tokens))
         (stage,), losses = self._held.values(), []
         for micro, inputs in enumerate(tokens):
             last_of_step(stage, micro == len(tokens) - 1)
@@ -186,6 +193,8 @@ class Sharded:
         if not self.config.tied_embeddings or self.world.degrees.pp == 1:
             return
         first, last = self.parameters.get("tok_embeddings.weight"), self._copies.get("tok_embeddings.weight")
+        if any(p is not None and p.grad is None for p in (first, last)):
+            return  # frozen
         if first is not None and last is not None:
             assert first.grad is not None and last.grad is not None
             local(first.grad).add_(local(last.grad))
@@ -264,12 +273,6 @@ def part_of(batches: Batches, step: int, rank: int, ranks: int) -> Batch:
     if batch is None:
         raise HerdError("training on a mesh needs batches that are read by rank")
     return batch
-
-
-def stage_rank(compute: Compute, pp: int, stages: int, stage: int) -> int:
-    """Which pipeline place holds a stage."""
-    name, per_rank = compute.pipeline.schedule, stages // pp
-    return next(rank for rank in range(pp) if stage in stage_indices(name, rank, pp, per_rank))
 
 
 def mask_of(documents_BS: Tensor, positions_T: Tensor) -> Tensor:

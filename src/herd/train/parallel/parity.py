@@ -20,6 +20,7 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer, init_weights
 from herd.recipe import Optimizer
 from herd.recipe_compute import Compute, Mesh, Pipeline, ScheduleName
+from herd.train.adapters import add_adapters
 from herd.train.hardware import Hardware
 from herd.train.network import Network, Whole
 from herd.train.objective import next_token
@@ -49,6 +50,7 @@ class Case:
     packed: bool = True
     recompute: str = "none"
     reshard: bool = False
+    adapters: bool = False
     dtype: str = "float64"
 
     @property
@@ -118,6 +120,7 @@ def cases() -> list[Case]:
         Case("one document a row, cp tp", _mesh({"cp": 2, "tp": 2}), packed=False),
         Case("cp 4", _mesh({"cp": 4})),
         Case("dp 3", _mesh({"dp": 3})),
+        Case("adapters, cp pp dp", _mesh({"cp": 2, "pp": 2, "dp": 2}), adapters=True),
         Case("weights resharded, dp", _mesh({"dp": 2}), reshard=True),
         Case("zero bubble, dp", _mesh({"pp": 2, "dp": 2}), _pipe("interleaved-zero-bubble", 2), 4),
         Case("recompute all, tp pp dp", _mesh({"tp": 2, "pp": 2, "dp": 2}), recompute="full"),
@@ -155,7 +158,7 @@ def check(chosen: Sequence[Case], report: Callable[[Result], None] = lambda resu
     alone: dict[tuple[Any, ...], Numbers] = {}
     results = []
     for case in chosen:
-        key = (case.layers, case.tied, case.packed, case.dtype, case.micros * case.mesh.dp)
+        key = (case.layers, case.tied, case.packed, case.adapters, case.dtype, case.micros * case.mesh.dp)
         if key not in alone:
             (alone[key],) = run_ranks(1, _alone, case)
         result = compare(case, alone[key])
@@ -172,21 +175,23 @@ def compare(case: Case, expected: Numbers) -> Result:
 
 
 def _alone(case: Case) -> Numbers:
-    model, hardware = _model(case), _hardware(case)
-    return _two_steps(Whole(model, hardware, case.compute), case, lambda p: p.grad)
+    """One process, the whole batch at once: so micro-batches are compared too."""
+    return _two_steps(Whole(_model(case), _hardware(case), Compute()), case, lambda p: p.grad)
 
 
 def _on_mesh(case: Case, expected: Numbers) -> tuple[Errors, str]:
     hardware = _hardware(case)
     weights = _model(case).state_dict()
     world = world_of(case.mesh, hardware.device)
-    network = Sharded(_config(case), weights.__getitem__, world, case.compute, hardware)
+    prepare = _adapt if case.adapters else _leave
+    network = Sharded(_config(case), weights.__getitem__, world, case.compute, hardware, prepare)
     found = _two_steps(network, case, lambda p: None if p.grad is None else local(p.grad))
 
     def worst(gradients: dict[str, Tensor], right: dict[str, Tensor]) -> tuple[float, str]:
         errors = [
             (relative(gradients[name], same_part(p, right[name]), right[name]), name)
             for name, p in network.parameters.items()
+            if name in right
         ]
         return max(errors, default=(0.0, ""))
 
@@ -231,7 +236,22 @@ def _config(case: Case) -> ModelConfig:
 def _model(case: Case) -> Transformer:
     model = Transformer(_config(case))
     init_weights(model, SEED)
-    return model.to(getattr(torch, case.dtype))
+    model.to(getattr(torch, case.dtype))
+    if case.adapters:
+        _adapt(model)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad and not p.any():
+                    p.fill_(0.01)  # adapters begin at nothing, where half of their gradients is zero
+    return model
+
+
+def _adapt(model: Transformer) -> None:
+    add_adapters(model, 4, 8.0, torch.Generator().manual_seed(SEED))
+
+
+def _leave(model: Transformer) -> None:
+    """Nothing to prepare."""
 
 
 def _hardware(case: Case) -> Hardware:
