@@ -20,7 +20,7 @@ from torch import nn
 from herd.console import HerdError, progress
 from herd.process import release_memory
 from herd.recipe import Optimizer
-from herd.train.checkpoint import load_checkpoint, save_checkpoint
+from herd.train.checkpoint import Checkpoints
 from herd.train.hardware import Hardware
 from herd.train.objective import Objective
 from herd.train.optim import Schedule, adamw
@@ -87,7 +87,9 @@ def train(
     optimizer = adamw(model, plan.optimizer)
     state, done = TrainState(), 0
     pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # steps since the last log point
-    if checkpoints and (found := load_checkpoint(checkpoints, model, optimizer)):
+    parameters = dict(model.named_parameters())
+    saves = Checkpoints(checkpoints) if checkpoints else None
+    if saves and (found := saves.load(parameters, optimizer)):
         done, extra = found
         pending = [(torch.tensor(loss), torch.tensor(norm), tokens) for loss, norm, tokens in extra.pop("pending")]
         state = TrainState(**extra)
@@ -107,13 +109,15 @@ def train(
                 bar.update(done, f"loss {state.metrics[-1]['loss']:.3f}  {rate:,.0f} tokens/s")
             if on_reach and done in at:
                 on_reach(done)
-            if checkpoints and (begun := time.monotonic()) - saved > wait:
-                save_checkpoint(checkpoints, done, model, optimizer, _plain(state, pending))
+            if saves and (begun := time.monotonic()) - saved > wait:
+                saves.save(done, parameters, optimizer, _plain(state, pending))
                 saved = time.monotonic()
                 wait = max(CHECKPOINT_EVERY_SECONDS, (saved - begun) / CHECKPOINT_SHARE)
             if time.monotonic() - released > RELEASE_EVERY_SECONDS:
                 release_memory()
                 released = time.monotonic()
+    if saves:
+        saves.finish()
     optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
     state.seconds = before + time.monotonic() - started
     return state
