@@ -49,7 +49,8 @@ class Checkpoints:
 
     Where torch.distributed is initialised, all its processes make this, save and load at the same points, each with
     its part of the network: tensors (equal in all processes that name them) or DTensors. Parameters have the same
-    names whatever the mesh. Weights, the optimizer's state, and random states are kept bit for bit.
+    names whatever the mesh. Weights, the optimizer's state, and random states are kept bit for bit. A `with` block
+    ends with the last save done.
     """
 
     def __init__(self, folder: str | Path, saving: Saving | None = None) -> None:
@@ -106,6 +107,14 @@ class Checkpoints:
             raise HerdError(f"the first checkpoint can't be saved: {text}") from failure
         if self._ranks.rank == 0:
             warn(f"a checkpoint can't be saved, those before it stay: {text}")
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """As `finish`; where an error ends the block, a save that fails as well is not worth another."""
+        with contextlib.suppress(HerdError) if kind else contextlib.nullcontext():
+            self.finish()
 
     def load(
         self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer

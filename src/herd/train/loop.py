@@ -7,6 +7,7 @@ weights of an undisturbed one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,7 @@ def train(
     before = state.seconds
     log_every = max(1, plan.steps // LOG_POINTS)
     model.train()
-    with progress(title, plan.steps) as bar:
+    with progress(title, plan.steps) as bar, saves or contextlib.nullcontext():
         while done < plan.steps:
             pending.append(train_step(model, objective, batches[done], optimizer, plan, done, hardware))
             done += 1
@@ -116,8 +117,6 @@ def train(
             if time.monotonic() - released > RELEASE_EVERY_SECONDS:
                 release_memory()
                 released = time.monotonic()
-    if saves:
-        saves.finish()
     optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
     state.seconds = before + time.monotonic() - started
     return state
