@@ -110,7 +110,7 @@ class Watch:
 
     def _act(self, action: Literal["skip", "roll-back", "stop"], what: str) -> Verdict:
         if action == "stop":
-            return Verdict("stop", what)
+            return Verdict("stop", f"{what}; lower the learning rate")
         self._in_a_row += 1
         self._accepted, self._rolled_back = 0, action == "roll-back"
         most = self._settings.most_in_a_row

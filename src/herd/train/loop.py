@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from herd.console import HerdError, progress, warn
 from herd.process import release_memory
@@ -79,7 +79,7 @@ def train(
     network = Whole(model, hardware, plan.compute) if isinstance(model, nn.Module) else model
     run = _Run(network, objective, batches, plan, title, checkpoints)
     run.resume()
-    with progress(title, plan.steps) as bar:
+    with progress(title, plan.steps) as bar, run:
         while run.done < plan.steps:
             run.step()
             if run.done % max(1, plan.steps // LOG_POINTS) == 0 or run.done == plan.steps:
@@ -88,7 +88,7 @@ def train(
             if on_reach and run.done in at:
                 on_reach(run.done)
             run.save_in_time()
-    return run.finish()
+    return run.state
 
 
 class _Run:
@@ -101,7 +101,7 @@ class _Run:
         self._network, self._objective, self._batches, self._plan = network, objective, batches, plan
         self._title = title
         self._optimizer = adamw(network.trained.values(), plan.optimizer)
-        self._state, self._pending = TrainState(), list[Step]()  # steps since the last log point
+        self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
         self._watch = Watch(plan.compute.anomalies)
         saving = plan.compute.checkpoints
         self._checkpoints = Checkpoints(saving.to or folder, saving) if saving.to or folder else None
@@ -115,9 +115,9 @@ class _Run:
             self.done, extra = found
             self._network.loaded(self._optimizer)
             self._pending = [Step(*row) for row in extra["pending"]]
-            self._state = TrainState(**extra["state"])
+            self.state = TrainState(**extra["state"])
             self._watch.restore(extra["watch"])
-            self._before = self._state.seconds
+            self._before = self.state.seconds
 
     def step(self) -> None:
         """One step, or what the recipe says where it went wrong."""
@@ -125,7 +125,7 @@ class _Run:
         result = train_step(network, self._objective, self._batches, self._plan, self.done)
         verdict = self._watch.judge(number, result.loss, result.norm)
         if verdict.reason:
-            self._state.events.append({"step": number, "action": verdict.action, "reason": verdict.reason})
+            self.state.events.append({"step": number, "action": verdict.action, "reason": verdict.reason})
             if network.leads and verdict.action != "stop":
                 warn(f"{self._title}: {verdict.reason}")
         if verdict.action == "stop":
@@ -154,23 +154,23 @@ class _Run:
             return {}
         loss = sum(row.loss for row in self._pending) / len(self._pending)
         norm = sum(row.norm for row in self._pending) / len(self._pending)
-        self._state.tokens += sum(row.count for row in self._pending)
+        self.state.tokens += sum(row.count for row in self._pending)
         rate = self._plan.schedule(self.done - 1)
-        row = {"step": self.done, "tokens": self._state.tokens, "loss": loss}
-        self._state.metrics.append(row | {"gradient_norm": norm, "learning_rate": rate})
+        row = {"step": self.done, "tokens": self.state.tokens, "loss": loss}
+        self.state.metrics.append(row | {"gradient_norm": norm, "learning_rate": rate})
         self._pending.clear()
-        self._state.seconds = self._before + time.monotonic() - self._started
-        return self._state.metrics[-1]
+        self.state.seconds = self._before + time.monotonic() - self._started
+        return self.state.metrics[-1]
 
     def speed(self) -> float:
-        return self._state.tokens / self._state.seconds
+        return self.state.tokens / self.state.seconds
 
     def save_in_time(self) -> None:
         """Save where it is time, and give memory back."""
         now = time.monotonic()
         if self._checkpoints and self._network.agree(now - self._saved > self._wait):
-            extra = {"pending": self._pending, "state": asdict(self._state), "watch": self._watch.state()}
-            loss = self._state.metrics[-1]["loss"] if self._state.metrics else None
+            extra = {"pending": self._pending, "state": asdict(self.state), "watch": self._watch.state()}
+            loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
             self._checkpoints.save(self.done, self._network.saved, self._optimizer, extra, loss)
             self._saved = time.monotonic()
             self._wait = max(self._plan.compute.checkpoints.every_seconds, (self._saved - now) / CHECKPOINT_SHARE)
@@ -178,11 +178,14 @@ class _Run:
             release_memory()
             self._released = now
 
-    def finish(self) -> TrainState:
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """The last save is done, or was given up with the run."""
         if self._checkpoints:
-            self._checkpoints.finish()
-        self._state.seconds = self._before + time.monotonic() - self._started
-        return self._state
+            self._checkpoints.__exit__(kind, error, trace)
+        self.state.seconds = self._before + time.monotonic() - self._started
 
 
 def train_step(network: Network, objective: Objective, batches: Batches, plan: Plan, step: int) -> Step:

@@ -83,7 +83,9 @@ class Whole:
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
         batch: TrainBatch = batches[step]
         count = batch.count
-        total = torch.zeros((), dtype=torch.promote_types(self._hardware.dtype, torch.float32), device=self._hardware.device)
+        total = torch.zeros(
+            (), dtype=torch.promote_types(self._hardware.dtype, torch.float32), device=self._hardware.device
+        )
         for part in batch.split(self._micro_sequences):
             loss = objective(self.model, part, self._hardware.dtype) / count
             loss.backward()

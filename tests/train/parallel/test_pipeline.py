@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from herd.console import HerdError
 from herd.recipe_compute import Pipeline as Settings
-from herd.train.parallel import torch_private
-from herd.train.parallel.pipeline import Pipeline, order_of, stage_homes, stage_indices
+from herd.train.parallel.pipeline import Pipeline, stage_indices
 from herd.train.parallel.ranks import run_ranks
-from herd.train.parallel.schedule import bubble, simulate, split_layers
+from herd.train.parallel.schedule import split_layers
 
 VOCABULARY, DIM, TOKENS, ROWS = 11, 8, 5, 2
 SCHEDULES = [
@@ -116,7 +110,9 @@ def alone(network: Network, micros: int, tokens: int = TOKENS, seed: int = 1) ->
     return losses, gradients(network)
 
 
-def piped(settings: Settings, layers: int, micros: int, recompute: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
+def piped(
+    settings: Settings, layers: int, micros: int, recompute: bool = False
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     network = Network(layers, recompute=recompute)
     pp = distributed.get_world_size()
     pipeline = Pipeline(
@@ -131,7 +127,9 @@ def piped(settings: Settings, layers: int, micros: int, recompute: bool = False)
     return pipeline.step(inputs, summed_loss(targets, micros)), gradients(network)
 
 
-def assert_equal(results: list[tuple[list[Tensor], dict[str, Tensor]]], expected: tuple[list[Tensor], dict[str, Tensor]]):
+def assert_equal(
+    results: list[tuple[list[Tensor], dict[str, Tensor]]], expected: tuple[list[Tensor], dict[str, Tensor]]
+):
     losses, wanted = expected
     [given] = [rank_losses for rank_losses, _ in results if rank_losses]
     torch.testing.assert_close(given, losses, rtol=1e-12, atol=0)

@@ -5,8 +5,7 @@ The same numbers as on one process, up to the order of sums: `parity.py` shows i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -109,7 +108,9 @@ class Sharded:
         if not self.config.tied_embeddings or self.world.degrees.pp == 1:
             return None
         ranks = self.world.mesh.mesh  # (dp, pp, cp, tp)
-        last = stage_homes(self._compute.pipeline.schedule, self.world.degrees.pp, self.stages // self.world.degrees.pp)[-1]
+        last = stage_homes(
+            self._compute.pipeline.schedule, self.world.degrees.pp, self.stages // self.world.degrees.pp
+        )[-1]
         mine = None
         if last != 0:
             for pair in zip(ranks[:, 0].flatten().tolist(), ranks[:, last].flatten().tolist(), strict=True):
@@ -139,7 +140,9 @@ class Sharded:
         settle(self._copies.values())
         self._sum_tied()
         wide = torch.promote_types(self._hardware.dtype, torch.float32)
-        total = torch.stack([x.to(wide) for x in losses]).sum() if losses else torch.zeros((), dtype=wide, device=device)
+        total = (
+            torch.stack([x.to(wide) for x in losses]).sum() if losses else torch.zeros((), dtype=wide, device=device)
+        )
         dist.all_reduce(total, group=self.world.replicas.get_group())
         dist.all_reduce(total, group=self.world.group("pp"))
         return total, count

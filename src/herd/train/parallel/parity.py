@@ -171,7 +171,9 @@ def compare(case: Case, expected: Numbers) -> Result:
     """A case's largest errors over its ranks."""
     found: list[tuple[Errors, str]] = run_ranks(case.mesh.size, _on_mesh, case, expected)
     worst = max(found, key=lambda one: one[0].gradient)
-    return Result(case, Errors(*(max(column) for column in zip(*(errors for errors, _ in found), strict=True))), worst[1])
+    return Result(
+        case, Errors(*(max(column) for column in zip(*(errors for errors, _ in found), strict=True))), worst[1]
+    )
 
 
 def _alone(case: Case) -> Numbers:
@@ -197,9 +199,7 @@ def _on_mesh(case: Case, expected: Numbers) -> tuple[Errors, str]:
 
     gradient, name = worst(found.gradients, expected.gradients)
     clipped, _ = worst(found.clipped, expected.clipped)
-    logged = [
-        abs(getattr(found, what) / getattr(expected, what) - 1) for what in ("loss", "norm", "next_loss")
-    ]
+    logged = [abs(getattr(found, what) / getattr(expected, what) - 1) for what in ("loss", "norm", "next_loss")]
     return Errors(logged[0], logged[1], gradient, clipped, logged[2]), name
 
 
