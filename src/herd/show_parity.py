@@ -31,9 +31,8 @@ def print_parity(only: str | None) -> int:
         errors = result.errors
         mark = "[green]ok[/]   " if result.passed else "[red]MISS[/] "
         name = result.case.name + (f" ({result.case.dtype})" if result.case.dtype != "float64" else "")
-        numbers = (
-            f"{errors.loss:9.1e}{errors.norm:9.1e}{errors.gradient:10.1e}{errors.clipped:9.1e}{errors.next_loss:11.1e}"
-        )
+        widths = zip(errors, (9, 9, 10, 9, 11), strict=True)
+        numbers = "".join(f"{error:{width}.1e}" for error, width in widths)
         worst = "" if result.passed else f"  worst: {result.parameter}"
         console.print(f"{mark}{name:44}{result.case.mesh.size:>6}{numbers}{worst}")
 

@@ -58,9 +58,8 @@ def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Dr
 
     start = None
     if network.leads:
-        candidates = (
-            build(shape, weights).to(hardware.device) for shape in (config, replace(config, rope_scaling=None))
-        )
+        shapes = config, replace(config, rope_scaling=None)
+        candidates = (build(shape, weights).to(hardware.device) for shape in shapes)
         start = min(map(score, candidates), key=lambda losses: losses.nats_per_token)
     mixture = late_mixture(shards, training_mix(settings.mix, inputs), before["tokens"])
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"), mixture=mixture)

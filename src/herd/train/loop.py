@@ -38,7 +38,7 @@ class Plan:
     steps: int
     schedule: Schedule
     optimizer: Optimizer
-    compute: Compute = Compute()
+    compute: Compute = field(default_factory=Compute)
 
 
 class Step(NamedTuple):
@@ -82,9 +82,9 @@ def train(
     with progress(title, plan.steps) as bar, run:
         while run.done < plan.steps:
             run.step()
-            if run.done % max(1, plan.steps // LOG_POINTS) == 0 or run.done == plan.steps:
-                if row := run.log():
-                    bar.update(run.done, f"loss {row['loss']:.3f}  {run.speed():,.0f} tokens/s")
+            due = run.done % max(1, plan.steps // LOG_POINTS) == 0 or run.done == plan.steps
+            if due and (row := run.log()):
+                bar.update(run.done, f"loss {row['loss']:.3f}  {run.speed():,.0f} tokens/s")
             if on_reach and run.done in at:
                 on_reach(run.done)
             run.save_in_time()

@@ -82,10 +82,8 @@ class Whole:
 
     def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
         batch: TrainBatch = batches[step]
-        count = batch.count
-        total = torch.zeros(
-            (), dtype=torch.promote_types(self._hardware.dtype, torch.float32), device=self._hardware.device
-        )
+        count, wide = batch.count, torch.promote_types(self._hardware.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=self._hardware.device)
         for part in batch.split(self._micro_sequences):
             loss = objective(self.model, part, self._hardware.dtype) / count
             loss.backward()

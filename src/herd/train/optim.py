@@ -35,7 +35,7 @@ class Schedule:
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW with decoupled decay on matrices only: norms are not decayed (spec appendix B). Frozen ones are left out."""
+    """AdamW with decoupled decay on matrices only: norms are not decayed (spec appendix B), frozen ones not trained."""
     parameters = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},

@@ -108,9 +108,8 @@ class Sharded:
         if not self.config.tied_embeddings or self.world.degrees.pp == 1:
             return None
         ranks = self.world.mesh.mesh  # (dp, pp, cp, tp)
-        last = stage_homes(
-            self._compute.pipeline.schedule, self.world.degrees.pp, self.stages // self.world.degrees.pp
-        )[-1]
+        pp = self.world.degrees.pp
+        last = stage_homes(self._compute.pipeline.schedule, pp, self.stages // pp)[-1]
         mine = None
         if last != 0:
             for pair in zip(ranks[:, 0].flatten().tolist(), ranks[:, last].flatten().tolist(), strict=True):
@@ -140,9 +139,9 @@ class Sharded:
         settle(self._copies.values())
         self._sum_tied()
         wide = torch.promote_types(self._hardware.dtype, torch.float32)
-        total = (
-            torch.stack([x.to(wide) for x in losses]).sum() if losses else torch.zeros((), dtype=wide, device=device)
-        )
+        total = torch.zeros((), dtype=wide, device=device)
+        for value in losses:
+            total += value
         dist.all_reduce(total, group=self.world.replicas.get_group())
         dist.all_reduce(total, group=self.world.group("pp"))
         return total, count

@@ -43,7 +43,7 @@ class Case:
 
     name: str
     mesh: Mesh
-    pipeline: Pipeline = Pipeline()
+    pipeline: Pipeline = field(default_factory=Pipeline)
     micros: int = 4
     layers: int = 4
     tied: bool = False
@@ -171,9 +171,8 @@ def compare(case: Case, expected: Numbers) -> Result:
     """A case's largest errors over its ranks."""
     found: list[tuple[Errors, str]] = run_ranks(case.mesh.size, _on_mesh, case, expected)
     worst = max(found, key=lambda one: one[0].gradient)
-    return Result(
-        case, Errors(*(max(column) for column in zip(*(errors for errors, _ in found), strict=True))), worst[1]
-    )
+    columns = zip(*(errors for errors, _ in found), strict=True)
+    return Result(case, Errors(*map(max, columns)), worst[1])
 
 
 def _alone(case: Case) -> Numbers:
