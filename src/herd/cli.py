@@ -99,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     check.add_argument("recipe", type=Path, metavar="RECIPE")
 
+    parity = verbs.add_parser(
+        "parity", help="prove on this machine that training on meshes gives one process's numbers"
+    )
+    parity.set_defaults(verb=_parity)
+    parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
+
     tokenizer = verbs.add_parser("tokenizer", help="look at tokenizers").add_subparsers(required=True, metavar="VERB")
     compare = tokenizer.add_parser("compare", help="characters and bytes per token, by language, with a picture")
     compare.set_defaults(verb=_compare)
@@ -257,6 +263,12 @@ def _check(options: argparse.Namespace) -> int:
 
     print_recipe(options.recipe)
     return 0
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from herd.show_parity import print_parity
+
+    return print_parity(options.only)
 
 
 def _compare(options: argparse.Namespace) -> int:
