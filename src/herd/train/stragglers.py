@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from herd.console import say, warn
 from herd.recipe_compute import Mesh
+from herd.train.hardware import synchronize
 
 EVERY_STEPS = 20
 LAG_SHARE = 0.1  # of a step: a rank that holds up the others less is not worth a line
@@ -192,11 +193,3 @@ def _probe(device: torch.device) -> float:
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given; nothing to do on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
