@@ -152,8 +152,7 @@ class Pipeline:
             micros, rows, tokens.shape[1], backward, autocast if torch.is_autocast_enabled(self._device.type) else None
         )
         schedule, stages = self._plan(layout, tokens)
-        numbers = torch.arange(micros)
-        index = numbers.repeat_interleave(rows).to(self._device)
+        index = torch.arange(micros, device=self._device).repeat_interleave(rows)
         run = schedule.step if backward else schedule.eval
         losses: list[Tensor] = []
         self._loss = loss
@@ -161,7 +160,7 @@ class Pipeline:
             run(
                 *([tokens] if 0 in self._modules else []),
                 index=index,
-                target=numbers,
+                target=torch.arange(micros),
                 losses=losses,
                 return_outputs=False,
             )

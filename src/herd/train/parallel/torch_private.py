@@ -84,6 +84,7 @@ class Stage(PipelineStage):
         """`state`: a tensor on the meta device like what stages hand on, (rows, T, D); stage 0 gets tokens instead."""
         enters = torch.empty(state.shape[:1], dtype=torch.int64, device="meta") if index == 0 else state
         super().__init__(module, index, stages, device, input_args=enters, output_args=state, group=group)
+        self._state = state
         self._sends: list[tuple[Work, Tensor]] = []
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
@@ -129,6 +130,8 @@ class Stage(PipelineStage):
 
     def _send(self, messages: list[Any]) -> None:
         """Waiting cannot deadlock: receipts don't block, and all ranks see messages in one order (_add_send_recv)."""
+        for message in messages:
+            message.tensor = message.tensor.contiguous()  # the gradient of a sum is one number seen many times
         works = torch_schedules._batch_p2p(messages)
         self._sends += [(work, message.tensor) for work, message in zip(works, messages, strict=True)]
         self._sends = [(work, tensor) for work, tensor in self._sends if not work.is_completed()]
@@ -143,6 +146,11 @@ class Stage(PipelineStage):
         self, fwd_chunk_id: int, args: Any, kwargs: dict[str, Any] | None = None, save_forward_output: bool = True
     ) -> Any:
         output = super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
+        if not self.is_last and (output.shape, output.dtype) != (self._state.shape, self._state.dtype):
+            raise ValueError(
+                f"stage {self.stage_index} returned {output.dtype} {tuple(output.shape)}; "
+                f"all stages but the last return what stage 0 does, {self._state.dtype} {tuple(self._state.shape)}"
+            )
         if not self.has_backward:
             self._release(self.args_recv_info[fwd_chunk_id])
             if self.is_last or self._is_same_rank(self.stage_index + 1):  # nothing will be sent
@@ -158,6 +166,15 @@ class Stage(PipelineStage):
             self._release(self.grad_recv_info[bwd_chunk_id])
             if loss is not None and not loss._is_view():
                 loss.detach_()  # torch keeps it to the end of the step, and with its graph the stage's input
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        """Under FSDP in bfloat16 torch would add up these gradients in bfloat16; whole backwards are cast by hooks."""
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        for part in self.submod.modules():
+            if isinstance(part, FSDPModule):
+                for weight in (w for group in part._get_fsdp_state()._fsdp_param_groups for w in group.fsdp_params):
+                    weight.accumulate_unsharded_grad_if_needed()
+                    weight.to_accumulated_grad_if_needed()
 
     def _release(self, infos: tuple[Any, ...]) -> None:
         for info in infos:
