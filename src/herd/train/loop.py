@@ -113,7 +113,7 @@ def train(
             if saves and (begun := time.monotonic()) - saved > wait:
                 saves.save(done, parameters, optimizer, _plain(state, pending))
                 saved = time.monotonic()
-                wait = max(CHECKPOINT_EVERY_SECONDS, (saved - begun) / CHECKPOINT_SHARE)
+                wait = max(CHECKPOINT_EVERY_SECONDS, max(saved - begun, saves.seconds) / CHECKPOINT_SHARE)
             if time.monotonic() - released > RELEASE_EVERY_SECONDS:
                 release_memory()
                 released = time.monotonic()
