@@ -99,9 +99,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     check.add_argument("recipe", type=Path, metavar="RECIPE")
 
-    parity = verbs.add_parser(
-        "parity", help="prove that training on meshes gives the numbers of one process"
-    )
+    parity = verbs.add_parser("parity", help="prove that training on meshes gives the numbers of one process")
     parity.set_defaults(verb=_parity)
     parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
 

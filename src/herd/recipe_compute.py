@@ -95,6 +95,9 @@ class Compute(Section):
     processes: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
     checkpoints: Saving = Field(default=Saving(), exclude=True)
     anomalies: Anomalies = Anomalies()
+    hang_seconds: PositiveReal = Field(
+        default=600.0, exclude=True, description="a mesh on which no rank moves for so long is reported and ended"
+    )
     log: list[Literal["tensorboard", "wandb"]] = Field(
         default=[], exclude=True, description="where metrics go besides metrics.jsonl"
     )

@@ -36,6 +36,7 @@ from herd.recipe_compute import Saving
 from herd.train import loop
 from herd.train.batches import IGNORED, Row
 from herd.train.hardware import Hardware
+from herd.train.network import Whole
 from herd.train.objective import RewardModel
 
 FLOAT32 = Hardware(torch.device("cpu"), torch.float32)
@@ -283,15 +284,15 @@ def test_a_killed_fine_tuning_goes_on_and_ends_with_the_same_weights(bench, adop
     saving = SFT.compute.model_copy(update={"checkpoints": Saving(every_seconds=1e-9)})
     settings = SFT.model_copy(update={"compute": saving})
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
-    step, taken = loop.train_step, []
+    read, taken = Whole.read, []
 
-    def killed_at_the_fourth(*arguments):
-        taken.append(arguments[4])
+    def killed_at_the_fourth(network, batches, step):
+        taken.append(step)
         if len(taken) == 4:
             raise Killed
-        return step(*arguments)
+        return read(network, batches, step)
 
-    monkeypatch.setattr(loop, "train_step", killed_at_the_fourth)
+    monkeypatch.setattr(Whole, "read", killed_at_the_fourth)
     with pytest.raises(Killed):
         sft(settings, inputs, broken)
     sft(settings, inputs, resumed)

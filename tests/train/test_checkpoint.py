@@ -20,6 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
@@ -28,6 +30,7 @@ from herd.recipe import Optimizer
 from herd.recipe_compute import Saving
 from herd.train.checkpoint import Checkpoints
 from herd.train.checkpoints import storage
+from herd.train.checkpoints.format import Reader, open_checkpoint
 from herd.train.optim import adamw
 
 CONFIG = ModelConfig(1, 8, 2, 1, 16, 20, 4, 8, tied_embeddings=True)
@@ -147,6 +150,21 @@ def test_anyone_can_read_the_files(tmp_path):
     }
 
 
+def test_torch_s_own_load_reads_them_too(tmp_path):
+    """Without the class: a reader for torch.distributed.checkpoint, which checks the files all the same."""
+    states = saved(tmp_path)
+    wanted = {"model.norm.weight": torch.zeros(8)}
+    opened = open_checkpoint(storage.open_folder(tmp_path), "step-000000003")
+    with Reader(opened) as reader:
+        state_dict_loader.load(wanted, storage_reader=reader, no_dist=True)
+    model, _ = new(0)
+    at = [name for name, _ in model.named_parameters()].index("norm.weight")
+    assert torch.equal(wanted["model.norm.weight"], states[3][at])
+    flip(tmp_path / "step-000000003" / "rank-00000.safetensors")
+    with Reader(opened) as reader, pytest.raises(CheckpointException, match="does not match its SHA-256"):
+        state_dict_loader.load(wanted, storage_reader=reader, no_dist=True)
+
+
 def test_before_the_first_step_there_are_no_moments(tmp_path):
     of, other = new(0), new(1)
     some_steps(*other, 1)
@@ -190,12 +208,12 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 def test_the_best_are_kept_too_also_those_of_the_process_before(tmp_path):
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 0.5, 5: 2.5, 6: 2.6}
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 0.5, 5: float("nan"), 6: None, 7: 2.6}
     of = new(0)
     for step, loss in losses.items():
         with Checkpoints(tmp_path, Saving(keep=1, keep_best=2)) as checkpoints:
             save(checkpoints, step, of, loss)
-    assert names(tmp_path) == ["step-000000002", "step-000000004", "step-000000006"]
+    assert names(tmp_path) == ["step-000000002", "step-000000004", "step-000000007"]
 
 
 def test_a_roll_back_forgets_what_is_newer(tmp_path):

@@ -168,7 +168,7 @@ def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(exact, kind,
         model = make()
         network = Whole(model, FLOAT64, Compute(micro_sequences=rows))
         plan = Plan(1, Schedule(1.0, 1.0, 1, 1), Optimizer(clip_norm=1e9))
-        loss, _, count = train_step(network, objective, [batch], plan, 0)
+        loss, _, count = train_step(network, objective, batch, plan)
         torch.optim.SGD(model.parameters(), lr=1.0).step()
         assert count == batch.count
         return loss, {name: p.detach() for name, p in model.named_parameters()}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +64,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._any_whole = False
+        self.seconds = 0.0  # that the last save took to write, while training went on or not
         # Torch says at each save of one process that it is one.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -75,12 +78,14 @@ class Checkpoints:
     ) -> None:
         """Save the state after `step` steps; with `saving.asynchronous` only a copy to memory is waited for.
 
-        `extra` must be JSON, the first process's is kept. A save that failed is said in one line, here where it is not
+        `extra` must be JSON without NaN (else ValueError), `loss` decides which are the best; those of the first
+        process are kept. A save that failed is said in one line, here where it is not
         asynchronous, else at the next call or `finish`, and harms no older checkpoint. Raises HerdError where there
         is none.
         """
         self.finish()
         kept = json.loads(canonical_json(extra))  # the caller goes on changing it
+        loss = loss if loss is not None and math.isfinite(loss) else None
         live = {**weights(parameters), **moments(parameters, optimizer), **random_states(self._ranks.rank)}
         local = {name: local_part(value, self.saving.asynchronous) for name, value in live.items()}
         planned = {name: value if isinstance(value, DTensor) else local[name] for name, value in live.items()}
@@ -160,7 +165,7 @@ class Checkpoints:
         loss: float | None,
     ) -> None:
         """Write what `save` collected, and delete what need not be kept. A failure is left for `finish` to tell."""
-        writer = Writer(self.folder, step, extra, loss)
+        begun, writer = time.monotonic(), Writer(self.folder, step, extra, loss)
         try:
             state_dict_saver.save(
                 planned,
@@ -170,8 +175,6 @@ class Checkpoints:
                 no_dist=not self._ranks.together,
             )
             self._any_whole = True
-            if self._ranks.rank == 0:
-                self._books.prune(step, loss, self.saving.keep, self.saving.keep_best)
         except CheckpointException as error:
             self._failure = cause(error)
             if writer.begun:
@@ -179,6 +182,16 @@ class Checkpoints:
                     self.folder.remove(writer.draft)  # a full disk needs the room
         except Exception as error:
             self._failure = error
+        else:
+            if self._ranks.rank == 0:
+                self._prune(step, loss)
+            self.seconds = time.monotonic() - begun
+
+    def _prune(self, step: int, loss: float | None) -> None:
+        try:
+            self._books.prune(step, loss, self.saving.keep, self.saving.keep_best)
+        except OSError as error:
+            warn(f"{self.folder}: older checkpoints can't be deleted ({one_line(error)})")
 
     def _found(self) -> list[int]:
         self._books.clean()

@@ -22,9 +22,11 @@ from herd.recipe_compute import Compute
 from herd.train.anomaly import Watch
 from herd.train.checkpoint import Checkpoints
 from herd.train.hardware import Hardware
+from herd.train.metrics import bits_per_byte
 from herd.train.network import Batches, Network, Whole
-from herd.train.objective import Objective
+from herd.train.objective import Objective, next_token
 from herd.train.optim import Schedule, adamw
+from herd.train.telemetry import Telemetry
 
 CHECKPOINT_SHARE = 0.04  # of the time at most: 135M parameters with their optimizer state take 5 s to write
 RELEASE_EVERY_SECONDS = 45.0  # without this the heap of a 135M network grew from 5 to 6.3 GB in a hundred steps
@@ -33,12 +35,16 @@ LOG_POINTS = 400
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: `steps` steps over `batches`; `compute` says how they are computed, saved and watched."""
+    """How to train: `steps` steps; `compute` says how they are computed, saved and watched.
+
+    `bytes_per_token`: of the text, where losses are to be logged in bits a byte too.
+    """
 
     steps: int
     schedule: Schedule
     optimizer: Optimizer
     compute: Compute = field(default_factory=Compute)
+    bytes_per_token: float | None = None
 
 
 class Step(NamedTuple):
@@ -77,9 +83,9 @@ def train(
     Raises HerdError on a loss that is not finite, naming the step, unless the recipe lets it go on.
     """
     network = Whole(model, hardware, plan.compute) if isinstance(model, nn.Module) else model
-    run = _Run(network, objective, batches, plan, title, checkpoints)
-    run.resume()
-    with progress(title, plan.steps) as bar, run:
+    run = _Run(network, objective, batches, plan, hardware, title, checkpoints)
+    with run, progress(title, plan.steps) as bar:
+        run.resume()
         while run.done < plan.steps:
             run.step()
             due = run.done % max(1, plan.steps // LOG_POINTS) == 0 or run.done == plan.steps
@@ -88,6 +94,7 @@ def train(
             if on_reach and run.done in at:
                 on_reach(run.done)
             run.save_in_time()
+            run.telemetry.restart()
     return run.state
 
 
@@ -95,12 +102,21 @@ class _Run:
     """One training: what moves from step to step."""
 
     def __init__(
-        self, network: Network, objective: Objective, batches: Batches, plan: Plan, title: str, folder: Path | None
+        self,
+        network: Network,
+        objective: Objective,
+        batches: Batches,
+        plan: Plan,
+        hardware: Hardware,
+        title: str,
+        folder: Path | None,
     ) -> None:
         self.done = 0
         self._network, self._objective, self._batches, self._plan = network, objective, batches, plan
         self._title = title
         self._optimizer = adamw(network.trained.values(), plan.optimizer)
+        known = network.config if objective is next_token else None
+        self.telemetry = Telemetry(network.place, folder, plan.compute, hardware, known)
         self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
         self._watch = Watch(plan.compute.anomalies)
         saving = plan.compute.checkpoints
@@ -118,11 +134,15 @@ class _Run:
             self.state = TrainState(**extra["state"])
             self._watch.restore(extra["watch"])
             self._before = self.state.seconds
+        self.telemetry.begin(self._title, self.done)
 
     def step(self) -> None:
         """One step, or what the recipe says where it went wrong."""
-        network, number = self._network, self.done + 1
-        result = train_step(network, self._objective, self._batches, self._plan, self.done)
+        network, telemetry, number = self._network, self.telemetry, self.done + 1
+        with telemetry.own(number, "batch"):
+            batch = network.read(self._batches, self.done)
+        telemetry.entered(number, "forward and backward")
+        result = train_step(network, self._objective, batch, self._plan)
         verdict = self._watch.judge(number, result.loss, result.norm)
         if verdict.reason:
             self.state.events.append({"step": number, "action": verdict.action, "reason": verdict.reason})
@@ -131,13 +151,15 @@ class _Run:
         if verdict.action == "stop":
             raise HerdError(f"{self._title}: {verdict.reason}")
         if verdict.action == "go":
-            set_rate(self._optimizer, self._plan.schedule(self.done))
-            self._optimizer.step()
+            with telemetry.own(number, "optimizer"):
+                set_rate(self._optimizer, self._plan.schedule(self.done))
+                self._optimizer.step()
             self._pending.append(result)
         elif verdict.action == "roll-back":
             self._roll_back()
         self._optimizer.zero_grad(set_to_none=True)
         self.done = number
+        telemetry.completed(number)
 
     def _roll_back(self) -> None:
         """Weights and moments of the newest checkpoint; the batches since then, this one included, are given up."""
@@ -154,10 +176,14 @@ class _Run:
             return {}
         loss = sum(row.loss for row in self._pending) / len(self._pending)
         norm = sum(row.norm for row in self._pending) / len(self._pending)
-        self.state.tokens += sum(row.count for row in self._pending)
-        rate = self._plan.schedule(self.done - 1)
+        tokens = sum(row.count for row in self._pending)
+        self.state.tokens += tokens
         row = {"step": self.done, "tokens": self.state.tokens, "loss": loss}
-        self.state.metrics.append(row | {"gradient_norm": norm, "learning_rate": rate})
+        if self._plan.bytes_per_token:
+            row["bits_per_byte"] = bits_per_byte(loss, self._plan.bytes_per_token)
+        row |= {"gradient_norm": norm, "learning_rate": self._plan.schedule(self.done - 1)}
+        self.state.metrics.append(row)
+        self.telemetry.write(row, tokens)
         self._pending.clear()
         self.state.seconds = self._before + time.monotonic() - self._started
         return self.state.metrics[-1]
@@ -168,6 +194,7 @@ class _Run:
     def save_in_time(self) -> None:
         """Save where it is time, and give memory back."""
         now = time.monotonic()
+        self.telemetry.entered(self.done, "checkpoint")
         if self._checkpoints and self._network.agree(now - self._saved > self._wait):
             extra = {"pending": self._pending, "state": asdict(self.state), "watch": self._watch.state()}
             loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
@@ -183,14 +210,15 @@ class _Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """The last save is done, or was given up with the run."""
-        if self._checkpoints:
-            self._checkpoints.__exit__(kind, error, trace)
+        with self.telemetry:
+            if self._checkpoints:
+                self._checkpoints.__exit__(kind, error, trace)
         self.state.seconds = self._before + time.monotonic() - self._started
 
 
-def train_step(network: Network, objective: Objective, batches: Batches, plan: Plan, step: int) -> Step:
-    """Gradients of a step, clipped; the optimizer's step is the caller's."""
-    loss, count = network.accumulate(objective, batches, step)
+def train_step(network: Network, objective: Objective, batch: Any, plan: Plan) -> Step:
+    """Gradients of a step's batch, clipped; the optimizer's step is the caller's."""
+    loss, count = network.accumulate(objective, batch)
     norm = network.clip(plan.optimizer.clip_norm)
     return Step(float(loss), float(norm), count)
 

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from herd.recipe_compute import Compute
+from herd.model.config import ModelConfig
+from herd.recipe_compute import Compute, Mesh
 from herd.train.hardware import Hardware
 from herd.train.objective import Objective
+from herd.train.stragglers import Place, this_place
 
 MICRO_SEQUENCES = 64  # that pass through the network at once, where the recipe does not say
 
@@ -35,9 +37,15 @@ class Batches(Protocol):
 class Network(Protocol):
     """A network in training, whole or spread over ranks."""
 
+    config: ModelConfig | None
     parameters: dict[str, nn.Parameter]  # what of it lives here, by canonical name
 
-    leads: bool  # whether this rank speaks and writes for all
+    place: Place
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        ...
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -49,8 +57,12 @@ class Network(Protocol):
         """What checkpoints hold of this rank, by canonical name."""
         ...
 
-    def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
-        """Add a step's gradients; the mean loss, and what it was divided by, of all ranks."""
+    def read(self, batches: Batches, step: int) -> TrainBatch:
+        """This rank's part of a step's batch."""
+        ...
+
+    def accumulate(self, objective: Objective, batch: Any) -> tuple[Tensor, int]:
+        """Add the gradients of a step's batch; the mean loss, and what it was divided by, of all ranks."""
         ...
 
     def clip(self, norm: float) -> Tensor:
@@ -73,15 +85,18 @@ class Network(Protocol):
 class Whole:
     """A network on one process."""
 
-    leads = True
+    leads, place = True, this_place(Mesh(), 0)
 
     def __init__(self, model: nn.Module, hardware: Hardware, compute: Compute) -> None:
         self.parameters = dict(model.named_parameters())
+        self.config: ModelConfig | None = getattr(model, "config", None)
         self.model, self._hardware = model, hardware
         self._micro_sequences = compute.micro_sequences or MICRO_SEQUENCES
 
-    def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
-        batch: TrainBatch = batches[step]
+    def read(self, batches: Batches, step: int) -> TrainBatch:
+        return batches[step]
+
+    def accumulate(self, objective: Objective, batch: TrainBatch) -> tuple[Tensor, int]:
         count, wide = batch.count, torch.promote_types(self._hardware.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=self._hardware.device)
         for part in batch.split(self._micro_sequences):

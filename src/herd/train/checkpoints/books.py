@@ -55,7 +55,7 @@ class Books:
         if keep_best:
             losses = {step: value for step in steps if (value := self._loss(step)) is not None}
             best = sorted(losses, key=lambda step: (losses[step], -step))[:keep_best]
-        for step in set(steps[steps.index(saved) :]) - set(steps[:keep]) - set(best):
+        for step in {step for step in steps if step < saved} - set(steps[:keep]) - set(best):
             self.forget(step)
         self.clean(all_=True)
 

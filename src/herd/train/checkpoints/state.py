@@ -60,7 +60,7 @@ def room_for_moments(
 def random_states(rank: int) -> dict[str, Tensor]:
     """The states of this process's random generators."""
     states = {f"{RANDOM}cpu.{rank:05d}": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         states[f"{RANDOM}cuda.{rank:05d}"] = torch.cuda.get_rng_state()
     return states
 

@@ -6,6 +6,7 @@ The same numbers as on one process, up to the order of sums: `parity.py` shows i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,8 +32,16 @@ from herd.train.parallel.stage import Micro, Stage
 from herd.train.parallel.tensor import check_tensor_parallel, same_part, shard_tensors
 from herd.train.parallel.world import World
 from herd.train.recompute import recompute_activations
+from herd.train.stragglers import this_place
 
 Weights = Callable[[str], Tensor]  # a whole weight by its name
+
+
+@runtime_checkable
+class SharedBatches(Protocol):
+    """Batches of which each data-parallel rank reads its rows alone."""
+
+    def part(self, step: int, rank: int, ranks: int) -> Batch: ...
 
 
 class Sharded:
@@ -52,6 +61,7 @@ class Sharded:
         prepare: Callable[[Transformer], None] = lambda model: None,
     ) -> None:
         self.config, self.world = config, world
+        self.place = this_place(world.degrees, dist.get_rank())
         self._compute, self._hardware = compute, hardware
         degrees, pipe = world.degrees, compute.pipeline
         self.stages = degrees.pp * (pipe.stages_per_rank if degrees.pp > 1 else 1)
@@ -117,10 +127,18 @@ class Sharded:
                 mine = group if dist.get_rank() in pair else mine
         return mine
 
-    def accumulate(self, objective: Objective, batches: Batches, step: int) -> tuple[Tensor, int]:
-        """See `Network`. Raises HerdError where a batch can't be shared out evenly."""
-        degrees, device = self.world.degrees, self._hardware.device
-        batch = part_of(batches, step, self.world.place("dp"), degrees.dp)
+    def read(self, batches: Batches, step: int) -> Batch:
+        """See `Network`. Raises HerdError where a batch has no row for some rank."""
+        if not isinstance(batches, SharedBatches):
+            raise HerdError("compute.mesh: this training reads whole batches, so it runs on one process only")
+        batch = batches.part(step, self.world.place("dp"), self.world.degrees.dp)
+        if not len(batch.inputs):
+            raise HerdError(f"compute.mesh.dp: {self.world.degrees.dp} ranks, but step {step + 1} has fewer sequences")
+        return batch
+
+    def accumulate(self, objective: Objective, batch: Batch) -> tuple[Tensor, int]:
+        """See `Network`."""
+        device = self._hardware.device
         counted = torch.tensor([batch.count], dtype=torch.int64, device=device)
         dist.all_reduce(counted, group=self.world.group("dp"))
         count = int(counted)
@@ -207,7 +225,7 @@ class Sharded:
 
     @property
     def leads(self) -> bool:
-        return dist.get_rank() == 0
+        return self.place.rank == 0
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -267,14 +285,6 @@ def gathered(parameters: dict[str, nn.Parameter], world: World) -> dict[str, Ten
                 found[name] = torch.empty(about[0], dtype=about[1])
                 dist.recv(found[name], source)
     return found
-
-
-def part_of(batches: Batches, step: int, rank: int, ranks: int) -> Batch:
-    """A data-parallel rank's rows of a step's batch. Raises HerdError where they can't be shared out evenly."""
-    batch = batches.part(step, rank, ranks) if hasattr(batches, "part") else None
-    if batch is None:
-        raise HerdError("training on a mesh needs batches that are read by rank")
-    return batch
 
 
 def mask_of(documents_BS: Tensor, positions_T: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def _two_steps(network: Network, case: Case, gradient: Callable[[nn.Parameter], 
 
     batches = _batches(case)
     optimizer = adamw(network.trained.values(), Optimizer())
-    loss, _ = network.accumulate(next_token, batches, 0)
+    loss, _ = network.accumulate(next_token, network.read(batches, 0))
     before = gradients()
     norm = network.clip(CLIP_NORM)
     after = gradients()
@@ -224,7 +224,7 @@ def _two_steps(network: Network, case: Case, gradient: Callable[[nn.Parameter], 
         group["lr"] = RATE
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    next_loss, _ = network.accumulate(next_token, batches, 1)
+    next_loss, _ = network.accumulate(next_token, network.read(batches, 1))
     return Numbers(float(loss), float(norm), before, after, float(next_loss))
 
 
