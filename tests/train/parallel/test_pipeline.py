@@ -220,6 +220,24 @@ def test_activations_can_be_computed_again_in_backward(schedule, stages_per_rank
     assert_equal(run_ranks(2, piped, settings, 4, 4, True), alone(Network(4), 4))
 
 
+def frozen(settings: Settings, micros: int) -> Result:
+    network = Network(4)
+    network.embedding.requires_grad_(False)
+    for layer in (0, 2):
+        network.layers[layer].requires_grad_(False)
+    if distributed.is_initialized():
+        chunks = network.chunks(settings, distributed.get_rank(), 2)
+        inputs, targets = batch(micros)
+        return pipeline_of(chunks, settings, micros).step(inputs, summed_loss(targets, micros)), gradients(network)
+    return alone(network, micros)
+
+
+@pytest.mark.parametrize(("schedule", "stages_per_rank"), SCHEDULES)
+def test_stages_may_be_frozen(schedule, stages_per_rank):
+    settings = Settings(schedule=schedule, stages_per_rank=stages_per_rank)
+    assert_equal(run_ranks(2, frozen, settings, 4), frozen(settings, 4))
+
+
 def sharded(settings: Settings, micros: int, dtype: torch.dtype, compute: torch.dtype) -> Result:
     """Data parallel in 2 by pipeline in 2; each data rank has half of the rows of each micro-batch."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "pp"))

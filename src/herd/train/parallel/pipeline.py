@@ -200,7 +200,6 @@ class Pipeline:
                 with torch.no_grad():
                     output = self._modules[0](tokens, torch.zeros_like(tokens[:, 0]))
                 found = [(layout.tokens, *output.shape[1:], output.dtype)]
-                torch.clear_autocast_cache()  # or weights cast here, without a graph, would be used by the step
                 for part in self._modules[0].modules():
                     if isinstance(part, FSDPModule):
                         part.reshard()
