@@ -104,6 +104,12 @@ class Compute(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Compute:
+        in_halves = self.pipeline.schedule in ("interleaved-zero-bubble", "zbv-zero-bubble", "dualpipe-v")
+        if in_halves and (self.recompute != "none" or self.compile):
+            raise ValueError(
+                f"pipeline.schedule '{self.pipeline.schedule}' runs backward in halves, each of which would compute "
+                "activations again: it needs recompute = 'none' and compile = false"
+            )
         v_shaped = self.pipeline.schedule in ("zbv-zero-bubble", "dualpipe-v")
         if v_shaped and self.pipeline.stages_per_rank != 2:
             raise ValueError(f"pipeline.schedule '{self.pipeline.schedule}' needs stages_per_rank = 2")
