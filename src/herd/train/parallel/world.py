@@ -15,6 +15,7 @@ from herd.recipe_compute import Mesh
 from herd.train.parallel.torch_private import flattened
 
 PATIENCE = datetime.timedelta(minutes=30)  # of a collective: rank 0 may be publishing what the others wait for
+RECORDED_COLLECTIVES = 2000  # the newest, for reports of hangs
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,21 @@ class World:
 
 
 def start(device: torch.device) -> None:
-    """Join the process group of torchrun; CPU tensors travel by gloo, CUDA's by NCCL."""
+    """Join the process group of torchrun; CPU tensors travel by gloo, CUDA's by NCCL.
+
+    A restart finds torchrun's store as the attempt before left it, with addresses of processes that are gone (torch
+    2.13: gloo then fails with `Connection refused`), so each attempt has its own part of it.
+    """
     if dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 def world_of(degrees: Mesh, device: torch.device) -> World:
