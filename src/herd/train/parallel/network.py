@@ -95,6 +95,8 @@ class Sharded:
         if degrees.dp * degrees.cp > 1:
             shard_data(stage, world.replicas, self._hardware.dtype, self._compute.reshard_after_forward)
         stage.to_empty(device=world.device)
+        if stage.first and stage.last and self.config.tied_embeddings:
+            stage.output.weight = stage.tok_embeddings.weight  # plain parameters were made anew, one by one
 
     def _named(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """This rank's parameters by canonical name; and its copy of a tied head that the first stage owns."""

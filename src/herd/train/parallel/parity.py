@@ -116,6 +116,7 @@ def cases() -> list[Case]:
         Case("embedding and head apart, tied", two, apart, 3, 3, tied=True),
         Case("tied head across stages, dp", _mesh({"pp": 2, "dp": 2}), tied=True),
         Case("tied head, V-shape", two, _pipe("zbv-zero-bubble", 2), 4, tied=True),
+        Case("one rank, tied head", Mesh(), tied=True),
         Case("tied head, tp", _mesh({"tp": 2}), tied=True),
         Case("one document a row, cp tp", _mesh({"cp": 2, "tp": 2}), packed=False),
         Case("cp 4", _mesh({"cp": 4})),
