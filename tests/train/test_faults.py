@@ -111,7 +111,7 @@ def test_a_flip_changes_one_bit_of_the_newest_checkpoint(tmp_path):
         (tmp_path / f"step-{step:09d}").mkdir()
         (tmp_path / f"step-{step:09d}" / "rank-0.safetensors").write_bytes(bytes(1000))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    mine = faults("flip:step=8:file=*.safetensors", tmp_path)
+    mine = faults("flip:step=8", tmp_path)
     mine.at(7)
     mine.at(8)
     mine.at(9)
@@ -119,4 +119,5 @@ def test_a_flip_changes_one_bit_of_the_newest_checkpoint(tmp_path):
     assert changed == [tmp_path / "step-000000006" / "rank-0.safetensors"]
     old, new = before[changed[0]], changed[0].read_bytes()
     assert bin(int.from_bytes(old, "big") ^ int.from_bytes(new, "big")).count("1") == 1
+    assert flip_bit(tmp_path, "*.json") == tmp_path / "step-000000006.json"
     assert flip_bit(tmp_path / "nothing") is None

@@ -1,5 +1,6 @@
 """A run's rows: once each whatever killed it, the same for equal runs, and where else they go."""
 
+import contextlib
 import json
 import math
 import struct
@@ -55,6 +56,16 @@ def test_rows_can_be_read_while_the_run_goes_on_and_ranks_without_a_folder_write
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
     log.close()
     other.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line_that_names_the_file():
+    log, full = Log(None), Path("/dev/full").open("w")  # noqa: SIM115
+    log._files = [full]
+    with pytest.raises(HerdError, match="/dev/full: No space left on device; start again"):
+        log.write(1, {"loss": 1.0})
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def scalars(folder: Path) -> list[tuple[int, str, float]]:

@@ -5,8 +5,8 @@
     kill:rank=1:step=7              SIGKILL of one process before a step (counted from 1)
     hang:rank=1:step=5              one process sleeps for ever before a step
     slow:rank=2:seconds=0.3         one process sleeps before every step (from `step` on, if given)
-    flip:step=8                     one bit in the newest checkpoint, in the first of its files by name, or
-    flip:step=8:file=*.safetensors  in one that a pattern names
+    flip:step=8                     one bit in the newest checkpoint, in its first file of tensors, or
+    flip:step=8:file=manifest.json  in one that a pattern names
     full-disk:step=4                the next write of a checkpoint finds the disk full (`writes=3`: the next three)
 
 All but `slow` fire once, also over restarts: a file in the folder that `Faults` is given says that they did.
@@ -46,7 +46,7 @@ class Fault(NamedTuple):
     rank: int = 0
     step: int = 1
     seconds: float = 0.0
-    file: str = "*"
+    file: str = "*.safetensors"
     writes: int = 1
 
 
@@ -68,7 +68,7 @@ def _parse(text: str) -> Fault:
         raise HerdError(f"{VARIABLE}: '{text}': rank, step, writes and seconds are numbers") from None
     if not 0 <= seconds < float("inf") or numbers.get("rank", 0) < 0 or min(numbers.values(), default=1) < 0:
         raise HerdError(f"{VARIABLE}: '{text}': rank, step, writes and seconds are not negative")
-    return Fault(kind, seconds=seconds, file=given.get("file", "*"), **numbers)
+    return Fault(kind, seconds=seconds, file=given.get("file", "*.safetensors"), **numbers)
 
 
 class Faults:
@@ -98,7 +98,7 @@ class Faults:
             elif fault.kind in ("kill", "hang", "flip") and step >= fault.step and self._first_time(fault, index):
                 self._happen(fault)
 
-    def writing(self, file: Path) -> None:
+    def writing(self, file: Path | str) -> None:
         """To be called before a file of a checkpoint is written. Raises OSError (ENOSPC) where `full-disk` is due."""
         for fault, index in self._mine:
             if fault.kind != "full-disk" or self._step < fault.step:
@@ -129,11 +129,11 @@ class Faults:
             time.sleep(3600)
 
 
-def flip_bit(folder: Path, pattern: str = "*") -> Path | None:
+def flip_bit(folder: Path, pattern: str = "*.safetensors") -> Path | None:
     """Flip a bit in the middle of a file of the newest checkpoint in a folder; the file, or None where there is none.
 
-    A checkpoint is what a folder holds with a name `step-...`: files side by side, or a folder of files. Files are
-    matched by their own names; of several the first by name is taken.
+    A checkpoint is a folder `step-...`, or files of such names side by side. Files are matched by their own names; of
+    several the first by name is taken.
     """
     steps = {entry.name.split(".")[0] for entry in folder.glob("step-*")}
     for newest in sorted(steps, reverse=True):

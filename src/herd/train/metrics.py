@@ -97,11 +97,20 @@ class Log:
             self._files.append((folder / name).open("a", encoding="utf-8"))
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float] | None = None) -> None:
-        """One row of each file. What depends on the clock, or on the machine, belongs into `speed`."""
+        """One row of each file. What depends on the clock, or on the machine, belongs into `speed`.
+
+        Raises HerdError where the disk is full, and ValueError for a value that is not finite.
+        """
         for file, row in zip(self._files, (values, speed), strict=False):
             if row:
-                file.write(canonical_json({"step": step} | dict(row)) + "\n")
-                file.flush()  # a killed process leaves what it said; a killed machine may lose the last rows
+                line = canonical_json({"step": step} | dict(row)) + "\n"
+                try:
+                    file.write(line)
+                    file.flush()  # a killed process leaves what it said; a killed machine may lose the last rows
+                except OSError as error:
+                    raise HerdError(
+                        f"{file.name}: {error.strerror}; start again to go on from the last checkpoint"
+                    ) from None
         for sink in self._sinks:
             sink.write(step, {**values, **(speed or {})})
 

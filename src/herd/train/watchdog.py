@@ -48,6 +48,7 @@ class Beat(NamedTuple):
     idle: float
     written: float
     collectives: dict[str, tuple[int, str, bool]] | None = None
+    final: bool = False  # written when it gave up
 
     @property
     def standing_in(self) -> list[str]:
@@ -126,10 +127,10 @@ class Watchdog:
             if idle > self._timeout and not self._others_move():
                 self._end(interval)
 
-    def _write(self, idle: float, collectives: Mapping[str, Any] | None = None) -> None:
+    def _write(self, idle: float, collectives: Mapping[str, Any] | None = None, final: bool = False) -> None:
         now = self._now
         beat = Beat(self._place, self._attempt, now.step, now.phase, now.waits, idle, time.time())
-        row = beat._asdict() | {"place": self._place._asdict(), "collectives": collectives}
+        row = beat._asdict() | {"place": self._place._asdict(), "collectives": collectives, "final": final}
         file = self._folder / f"rank-{self._place.rank:05d}.json"
         with contextlib.suppress(OSError):  # a full disk must not end a training
             file.with_suffix(".new").write_text(canonical_json(row), encoding="utf-8")
@@ -146,11 +147,11 @@ class Watchdog:
         faulthandler.dump_traceback(self._stack)
         self._stack.flush()
         inside = collectives(self._folder / f"rank-{self._place.rank:05d}.flight.json")
-        self._write(time.monotonic() - self._now.since, inside)
+        self._write(time.monotonic() - self._now.since, inside, final=True)
         report = self._folder / f"hang-{self._attempt}.txt"
         deadline = time.monotonic() + 2 * interval
         if self._place.rank == min((beat.place.rank for beat in self._alive()), default=self._place.rank):
-            while time.monotonic() < deadline and any(beat.idle <= self._timeout for beat in self._alive()):
+            while time.monotonic() < deadline and any(not beat.final for beat in self._alive()):
                 time.sleep(interval / 8)
             beats = read_beats(self._folder, self._attempt)
             line, details = hang_report(beats, self._place.ranks, self._timeout, time.time(), self._read_stack)
@@ -236,8 +237,8 @@ def culprits(beats: Sequence[Beat], timeout: float, now: float) -> list[Beat]:
 def collectives(dump_to: Path | None = None) -> dict[str, tuple[int, str, bool]] | None:
     """Last collective that this process entered in each group, from torch's flight recorder; None where there is none.
 
-    The whole record goes to `dump_to`, for torch's own analyser. NCCL keeps one, gloo since torch 2.13 (as measured;
-    older ones not tried).
+    The whole record goes to `dump_to`, as JSON. gloo keeps one in torch 2.13 (older ones were not tried), NCCL keeps
+    one too (not tried here); how many collectives is TORCH_FR_BUFFER_SIZE, 2,000 by default.
     """
     import torch
 
