@@ -150,6 +150,7 @@ def test_anyone_can_read_the_files(tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torch_s_own_load_reads_them_too(tmp_path):
     """Without the class: a reader for torch.distributed.checkpoint, which checks the files all the same."""
     states = saved(tmp_path)
@@ -222,6 +223,29 @@ def test_a_roll_back_forgets_what_is_newer(tmp_path):
     of = new(5)
     assert load(tmp_path, of) == 2 and same(state(*of), states[2])
     assert names(tmp_path) == ["step-000000001", "step-000000002"]
+
+
+def test_a_roll_back_that_is_killed_leaves_nothing_half_deleted(tmp_path, monkeypatch, capsys):
+    states = saved(tmp_path, (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Checkpoints(tmp_path).discard_after(1)
+    of = new(5)
+    assert load(tmp_path, of) == 1 and same(state(*of), states[1])
+    assert not capsys.readouterr().err and names(tmp_path) == ["step-000000001"]
+
+
+def test_old_checkpoints_that_stay_are_said_and_the_new_one_counts(tmp_path, monkeypatch, capsys):
+    def denied(self: storage.LocalFolder, name: str) -> None:
+        if not name.startswith("."):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(storage.LocalFolder, "remove", denied)
+    saved(tmp_path)
+    said = capsys.readouterr().err
+    assert "older checkpoints can't be deleted" in said and said.count("\n") == 1
+    assert load(tmp_path, new(5)) == 3
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path):

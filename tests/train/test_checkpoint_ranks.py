@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -25,6 +27,7 @@ from herd.console import HerdError
 from herd.recipe_compute import Saving
 from herd.train.checkpoint import Checkpoints
 from herd.train.checkpoints import storage
+from herd.train.checkpoints.format import Reader, open_checkpoint
 
 Names = dict[str, nn.Parameter]
 WIDTH = 6
@@ -38,19 +41,14 @@ class Block(nn.Module):
         self.w1, self.w2 = nn.Linear(WIDTH, 10, bias=False), nn.Linear(10, WIDTH, bias=False)
         self.scale = nn.Parameter(torch.ones(3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.w2(torch.relu(self.w1(x))) * self.scale.sum()
-
 
 class Network(nn.Module):
-    def __init__(self, stages: range = range(2)) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict({str(stage): Block() for stage in stages})
+    """Two blocks, a stage each, and a tensor that both stages hold, as they do a tied embedding."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.layers.values():
-            x = block(x)
-        return x
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Parameter(torch.randn(5, 4))
+        self.layers = nn.ModuleDict({str(stage): Block() for stage in range(2)})
 
 
 def run(
@@ -235,6 +233,15 @@ def test_a_shard_damaged_for_one_process_is_for_all(tmp_path, damage, ranks):
     run(falls_back, ranks, tmp_path, tmp_path / "saved", tmp_path / "said")
     said = "".join(path.read_text() for path in tmp_path.glob("said-*"))
     assert said.count("\n") == 1 and damage in said and "step-000000002: damaged, rank-00001.safetensors" in said
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_shard_that_nothing_is_read_from_is_checked_too(tmp_path):
+    run(save, 2, tmp_path, tmp_path / "saved", "fsdp", True)
+    flip(tmp_path / "saved" / "step-000000002" / "rank-00001.safetensors")
+    opened = open_checkpoint(storage.open_folder(tmp_path / "saved"), "step-000000002")
+    with Reader(opened) as reader, pytest.raises(CheckpointException, match=r"rank-00001.safetensors does not match"):
+        state_dict_loader.load({"random.cpu.00000": torch.get_rng_state()}, storage_reader=reader, no_dist=True)
 
 
 def fails_in_one(rank: int, ranks: int, folder: Path, said: Path) -> None:

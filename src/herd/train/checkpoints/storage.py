@@ -101,7 +101,8 @@ class LocalFolder:
         if path.is_dir():
             if not name.startswith("."):
                 hidden = self.root / f"{DRAFT}deleted-{name}"
-                shutil.rmtree(hidden, ignore_errors=True)
+                if hidden.exists():
+                    shutil.rmtree(hidden, ignore_errors=True)
                 path = path.rename(hidden)
             shutil.rmtree(path, ignore_errors=True)
         else:
