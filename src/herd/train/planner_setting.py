@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from herd.console import HerdError
 from herd.model.config import ModelConfig
 from herd.recipe_compute import Mesh
+from herd.train.parallel.schedule import interleaved, simulate, split_layers
+
+MAX_ACTIONS = 50_000  # of an order that is played: about three seconds
 
 # alternate: of the matrix products every second one is computed again too, as torchtitan's selective mode does
 Recomputation = Literal["none", "selective", "alternate", "full"]
@@ -16,7 +21,7 @@ Recomputation = Literal["none", "selective", "alternate", "full"]
 class Setting:
     """A network, a mesh and how a step is cut. One data-parallel group trains `group_sequences` sequences a step.
 
-    `stages_per_rank` is V, `run` is N: micro-batches a stage runs before the next one (paper 3.3.2; absent: PP).
+    `stages_per_rank` is V, `group` is N: micro-batches a stage runs before the next one (paper 3.3.2; absent: PP).
     `fused`: element-wise work compiled into few kernels. `reshard`: FSDP gathers weights again for backward.
     `attention`: share of the card's peak where the kernel is another than the card's own.
     """
@@ -27,7 +32,7 @@ class Setting:
     group_sequences: int
     micro_sequences: int = 1
     stages_per_rank: int = 1
-    run: int | None = None
+    group: int | None = None
     ends_apart: bool = False
     recompute: Recomputation = "none"
     fused: bool = True
@@ -59,21 +64,9 @@ class Setting:
 
 
 def stage_layers(setting: Setting) -> list[int]:
-    """Transformer layers of each of the PP * V stages, first to last; what doesn't divide goes to the middle ones.
-
-    With `ends_apart` the embedding and the output head take the place of a layer (paper 3.3.2).
-    """
+    """Transformer layers of each of the PP * V stages, first to last. Raises HerdError where a stage would be empty."""
     stages = setting.mesh.pp * setting.stages_per_rank
-    ends = 1 if setting.ends_apart else 0
-    each, left = divmod(setting.config.layers + 2 * ends, stages)
-    layers = [each] * stages
-    layers[0] -= ends
-    layers[-1] -= ends
-    middle = list(range(1, stages - 1)) or [0]
-    order = middle if left <= len(middle) else list(range(stages))
-    for index in order[:left]:
-        layers[index] += 1
-    return layers
+    return [len(layers) for layers in split_layers(setting.config.layers, stages, setting.ends_apart)]
 
 
 def rank_layers(setting: Setting) -> list[int]:
@@ -90,23 +83,32 @@ def in_flight(setting: Setting, rank: int) -> int:
     pp, v, m = setting.mesh.pp, setting.stages_per_rank, setting.micro_batches
     if v == 1:
         return min(m, pp - rank)
-    return min(v * m, 2 * (pp - rank - 1) + (v - 1) * min(m, setting.run or pp) + 1)
+    return min(v * m, 2 * (pp - rank - 1) + (v - 1) * min(m, setting.group or pp) + 1)
 
 
 def rounds(setting: Setting) -> float:
-    """Length of a pipeline's step in micro-batches of a whole rank: M without bubbles, M + (PP - 1) / V at N = PP.
+    """Length of a pipeline's step in micro-batches of a whole rank: M, and what it waits; (PP - 1) / V at N = PP.
 
-    A stage's turn of N micro-batches can't be followed by the rank's next stage before the first of them has passed
-    all PP ranks, so with V > 1 a turn shorter than PP waits. (The paper's (PP - 1) / (V M) is of M a multiple of N.)
+    The formula is exact for one stage a rank, for M a multiple of N >= PP, and for M <= PP; other orders are played.
     """
     pp, v, m = setting.mesh.pp, setting.stages_per_rank, setting.micro_batches
-    if v == 1 or pp == 1:
-        return m + pp - 1
-    run = min(m, setting.run or pp)
-    whole, last = divmod(m, run)
-    turns = whole * max(run, pp) * v
-    if last:
-        turns += (v - 1) * max(last, pp) + last
-    elif run < pp:
-        turns -= pp - run  # nothing waits for the last turn
-    return (turns + pp - 1) / v
+    group = min(m, setting.group or pp)
+    if pp == 1:
+        return m
+    if v == 1 or (group >= pp and m % group == 0):
+        return m + (pp - 1) / v
+    if m <= group:  # a rank's next stage waits until the first micro-batch has passed all ranks
+        return ((v - 1) * pp + m + pp - 1) / v
+    return _played(pp, v, m, group)
+
+
+@lru_cache(maxsize=4096)
+def _played(pp: int, v: int, m: int, group: int) -> float:
+    """The same from the pipeline's own order of forwards and backwards, the latter twice as long.
+
+    Raises HerdError for orders of more than MAX_ACTIONS actions, which take seconds to play.
+    """
+    if 2 * pp * v * m > MAX_ACTIONS:
+        raise HerdError(f"PP {pp}, V {v}, M {m}, N {group}: too long to play; take N a divisor of M and at least PP")
+    timeline = simulate(interleaved(pp, v, m, group), [1.0] * (pp * v), [2.0] * (pp * v))
+    return max(slots[-1].end for slots in timeline) / (3 * v)

@@ -222,5 +222,5 @@ def _fsdp_seconds(setting: Setting, card: Card, forward: float, backward: float)
     first = max(stage_layers(setting)) * (gather + reduce)
     # the rest is gathered while the first stages work, and reduced while the last backwards do
     layers = max(rank_layers(setting))
-    span = setting.micro_batches if setting.stages_per_rank == 1 else min(setting.micro_batches, setting.run or mesh.pp)
+    span = setting.micro_batches if setting.stages_per_rank == 1 else min(setting.micro_batches, setting.group or mesh.pp)
     return first + max(0.0, layers * (gather - forward * span)) + max(0.0, layers * (reduce - backward * span))
