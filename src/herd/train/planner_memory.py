@@ -67,10 +67,13 @@ def rank_bytes(setting: Setting, rank: int, reserved_share: float = RESERVED_SHA
     else:
         gradients = 4 * own / shards
         gathered += 6 * c.block_parameters / mesh.tp  # a layer's gradient in bf16, and in float32 while it is reduced
+    # hidden states that tensor parallelism has whole while the FFN goes backward: its input, its output's gradient,
+    # those of w1's and w3's input, and their sum; the first two come in chunks where it is asynchronous
     stages = stage_layers(setting)[rank :: mesh.pp]
     held = max(stages) * in_flight(setting, rank)
     work = saved_bytes(replace(setting, recompute="none")) if setting.recompute != "none" else 2 * c.ffn_dim
-    activations = tokens / mesh.tp * (saved_bytes(setting) * held + work)
+    whole = 0 if mesh.tp == 1 else (3 if setting.asynchronous_tp else 5) * 2 * c.dim
+    activations = tokens * ((saved_bytes(setting) * held + work) / mesh.tp + whole)
     vocabulary = c.vocab_size / mesh.tp
     loss = 0.0
     if last:  # bf16 logits, log-softmax and two gradients in float32; in chunks only the head's own float32 gradient
