@@ -83,6 +83,7 @@ def rank_bytes(setting: Setting, rank: int, reserved_share: float = RESERVED_SHA
 
 
 def peak_bytes(setting: Setting, reserved_share: float = RESERVED_SHARE) -> Bytes:
-    """Bytes on the fullest pipeline rank."""
-    ranks = range(setting.mesh.pp)
+    """Bytes on the fullest pipeline rank: the first, the one of most layers, or the last, which has the loss."""
+    layers = rank_layers(setting)
+    ranks = sorted({0, layers.index(max(layers)), setting.mesh.pp - 1})
     return max((rank_bytes(setting, rank, reserved_share) for rank in ranks), key=lambda one: one.total)

@@ -63,16 +63,20 @@ class Setting:
         return self.micro_batches > 1 or self.mesh.pp > 1
 
 
-def stage_layers(setting: Setting) -> list[int]:
+def stage_layers(setting: Setting) -> tuple[int, ...]:
     """Transformer layers of each of the PP * V stages, first to last. Raises HerdError where a stage would be empty."""
-    stages = setting.mesh.pp * setting.stages_per_rank
-    return [len(layers) for layers in split_layers(setting.config.layers, stages, setting.ends_apart)]
+    return _split(setting.config.layers, setting.mesh.pp * setting.stages_per_rank, setting.ends_apart)
 
 
-def rank_layers(setting: Setting) -> list[int]:
+def rank_layers(setting: Setting) -> tuple[int, ...]:
     """Layers of each pipeline rank: stage s is on rank s mod PP."""
     layers, pp = stage_layers(setting), setting.mesh.pp
-    return [sum(layers[rank::pp]) for rank in range(pp)]
+    return tuple(sum(layers[rank::pp]) for rank in range(pp))
+
+
+@lru_cache(maxsize=1024)  # a search asks for the same few thousands of times
+def _split(layers: int, stages: int, ends_apart: bool) -> tuple[int, ...]:
+    return tuple(map(len, split_layers(layers, stages, ends_apart)))
 
 
 def in_flight(setting: Setting, rank: int) -> int:

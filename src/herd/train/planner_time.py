@@ -13,6 +13,7 @@ from herd.train.planner_setting import Setting, rank_layers, rounds, stage_layer
 HBM_SHARE = 0.85  # of the memory bandwidth that element-wise kernels reach (STREAM-like tests: 0.85 to 0.92)
 NVLINK_SHARE = 0.80  # all_gather_perf of nccl-tests on eight H100: about 360 of 450 GB/s
 NETWORK_SHARE = 0.90  # the same between nodes: about 45 of 50 GB/s a card
+HOP_SECONDS = 10e-6  # from node to node in a ring; the paper speaks of tens of microseconds on long paths (3.3.3)
 FULL_POWER_WATTS = 700
 
 
@@ -86,13 +87,21 @@ def bandwidth(card: Card, size: int, stride: int) -> float:
     return min(NVLINK_SHARE * card.nvlink_bytes, inside * NETWORK_SHARE * card.network_bytes)
 
 
-def fsdp_bandwidth(setting: Setting, card: Card) -> float:
-    """Of the group that shares parameters: context and data parallel ranks, the latter PP stages apart."""
-    tp, cp, pp, dp = (getattr(setting.mesh, name) for name in ("tp", "cp", "pp", "dp"))
-    near = max(1, min(cp, card.per_node // tp)) * max(1, min(dp, card.per_node // (tp * cp * pp)))
-    if cp * dp == near:
-        return NVLINK_SHARE * card.nvlink_bytes
-    return min(NVLINK_SHARE * card.nvlink_bytes, near * NETWORK_SHARE * card.network_bytes)
+class Ring(NamedTuple):
+    """The group that shares parameters: bytes a second that each rank moves, seconds until a collective has gone round."""
+
+    bytes_per_second: float
+    latency: float
+
+    @staticmethod
+    def of(setting: Setting, card: Card) -> Ring:
+        """Context and data parallel ranks, the latter PP stages apart. Inside a node NVLink, its latency left out."""
+        tp, cp, pp, dp = setting.mesh.tp, setting.mesh.cp, setting.mesh.pp, setting.mesh.dp
+        near = max(1, min(cp, card.per_node // tp)) * max(1, min(dp, card.per_node // (tp * cp * pp)))
+        inside = NVLINK_SHARE * card.nvlink_bytes
+        if cp * dp == near:
+            return Ring(inside, 0.0)
+        return Ring(min(inside, near * NETWORK_SHARE * card.network_bytes), HOP_SECONDS * (cp * dp / near - 1))
 
 
 def _product(tokens: float, inputs: float, outputs: float, rates: Rates, float8: bool) -> tuple[Seconds, Seconds]:
@@ -210,11 +219,12 @@ def _fsdp_seconds(setting: Setting, card: Card, forward: float, backward: float)
     size = mesh.cp * mesh.dp
     if size == 1:
         return 0.0
-    rate = fsdp_bandwidth(setting, card) * size / (size - 1)
-    gather, reduce = 2 * c.block_parameters / mesh.tp / rate, 4 * c.block_parameters / mesh.tp / rate
+    ring = Ring.of(setting, card)
+    rate = ring.bytes_per_second * size / (size - 1) * mesh.tp
+    gather, reduce = (width * c.block_parameters / rate + ring.latency for width in (2, 4))
     ends = c.parameters - c.layers * c.block_parameters
     if mesh.pp == 1:  # embedding, norm and head are one group: gathered first, reduced last
-        edge = 6 * ends / mesh.tp / rate
+        edge = 6 * ends / rate + 2 * ring.latency
         again, others = (gather, setting.micro_batches - 1) if setting.reshard else (0.0, 0)
         late = max(0.0, gather - forward) + max(0.0, again + reduce - backward)
         late += others * (max(0.0, gather - forward) + max(0.0, again - backward))
