@@ -63,7 +63,7 @@ def _rank(
         torch.set_num_threads(1)
         distributed.init_process_group(
             "gloo",
-            store=distributed.FileStore(store, ranks),
+            init_method=f"file://{store}",
             rank=rank,
             world_size=ranks,
             timeout=timedelta(seconds=timeout),
