@@ -1,4 +1,4 @@
-"""What training a network on a mesh takes: seconds of a step, bytes on a rank, and which mesh is best (docs/planner.md)."""
+"""What training on a mesh takes: seconds of a step, bytes on a rank; which mesh is best (docs/planner.md)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from herd.model.config import ModelConfig
 from herd.recipe_compute import Compute, Mesh
 from herd.train.gpus import Card
 from herd.train.planner_memory import Bytes, peak_bytes
-from herd.train.planner_setting import Setting
-from herd.train.planner_time import Seconds, step_seconds
+from herd.train.planner_setting import Setting, stage_layers
+from herd.train.planner_time import Seconds, head_seconds, hop_seconds, layer_seconds, step_seconds
 
 MOST_STAGES_PER_RANK = 16
 MOST_MICRO_SEQUENCES = 16
@@ -47,6 +47,16 @@ class StepPlan:
         """Time a rank waits for others, over the time it works: (PP - 1) / (V M) at N = PP (paper 3.3.2)."""
         waits = self.seconds.bubble
         return waits / (self.seconds.total - waits - self.seconds.jitter - self.seconds.dp)
+
+    def stage_seconds(self) -> tuple[list[float], list[float], float]:
+        """Seconds of a micro-batch forward and backward, of each stage; and of an activation on its way to the next."""
+        forward, backward = layer_seconds(self.setting, self.card)
+        head = head_seconds(self.setting, self.card)
+        layers = stage_layers(self.setting)
+        ahead, back = ([count * one.total for count in layers] for one in (forward, backward))
+        ahead[-1] += head[0].total
+        back[-1] += head[1].total
+        return ahead, back, hop_seconds(self.setting, self.card)
 
     @property
     def fits(self) -> bool:
@@ -87,17 +97,15 @@ def recipe_setting(config: ModelConfig, compute: Compute, context: int, sequence
     )
 
 
-def search(
-    config: ModelConfig, context: int, sequences: int, ranks: int, card: Card, fused: bool, *, keep: int = 6
-) -> Found:
+def search(config: ModelConfig, context: int, sequences: int, ranks: int, card: Card, *, keep: int = 6) -> Found:
     """Plan every mesh of so many ranks that cuts network and batch evenly, with each way to cut and recompute.
 
-    TP stays inside a node. `fused`: element-wise work is compiled. The best of ties is the one with the least memory.
+    TP stays inside a node; element-wise work is compiled. Of equally fast plans the one with the least memory is best.
     """
     fastest: dict[tuple[int, int, int], StepPlan] = {}
     too_big: StepPlan | None = None
     tried = 0
-    for setting in settings(config, context, sequences, ranks, card, fused):
+    for setting in settings(config, context, sequences, ranks, card):
         plan, tried = plan_step(setting, card), tried + 1
         if not plan.fits:
             too_big = plan if too_big is None or _rank(plan) < _rank(too_big) else too_big
@@ -115,16 +123,13 @@ def _rank(plan: StepPlan) -> tuple[float, float]:
     return round(plan.seconds.total, 9), plan.memory.total
 
 
-def settings(
-    config: ModelConfig, context: int, sequences: int, ranks: int, card: Card, fused: bool
-) -> Iterator[Setting]:
-    """Every setting that `search` judges."""
+def settings(config: ModelConfig, context: int, sequences: int, ranks: int, card: Card) -> Iterator[Setting]:
+    """Every setting that `search` judges. Compiled code keeps no more than selective recomputation: none or full."""
     for mesh in meshes(config, context, sequences, ranks, card):
         own = sequences // mesh.dp
-        base = Setting(config, mesh, context, own, fused=fused)
-        modes = ("none", "full") if fused else ("none", "selective", "full")  # fused code saves what selective saves
+        base = Setting(config, mesh, context, own)
         micros = [size for size in _powers(min(own, MOST_MICRO_SEQUENCES)) if own % size == 0]
-        for micro, mode in itertools.product(micros, modes):
+        for micro, mode in itertools.product(micros, ("none", "full")):
             setting = replace(base, micro_sequences=micro, recompute=mode)
             if mesh.pp == 1:
                 yield setting
@@ -155,7 +160,11 @@ def _powers(most: int) -> list[int]:
     return [1 << exponent for exponent in range(max(1, most).bit_length())]
 
 
-def losses(plan: StepPlan, best: StepPlan) -> list[tuple[str, float]]:
-    """Seconds by which a plan's parts exceed the best one's, the largest first; those under 1% of its step left out."""
-    more = [(name, a - b) for name, a, b in zip(Seconds._fields, plan.seconds, best.seconds, strict=True)]
-    return sorted((one for one in more if one[1] > 0.01 * best.seconds.total), key=lambda one: -one[1])
+def differences(plan: StepPlan, best: StepPlan) -> list[tuple[str, float]]:
+    """Seconds by which the parts of a step differ from the best one's, the largest first.
+
+    Those under half a percent of its step are left out, but for the largest.
+    """
+    parts = [(name, a - b) for name, a, b in zip(Seconds._fields, plan.seconds, best.seconds, strict=True)]
+    parts.sort(key=lambda part: -abs(part[1]))
+    return parts[:1] + [part for part in parts[1:] if abs(part[1]) > 0.005 * best.seconds.total]

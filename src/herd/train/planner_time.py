@@ -88,7 +88,7 @@ def bandwidth(card: Card, size: int, stride: int) -> float:
 
 
 class Ring(NamedTuple):
-    """The group that shares parameters: bytes a second that each rank moves, seconds until a collective has gone round."""
+    """The group that shares parameters: bytes a second that each rank moves, seconds that one round takes."""
 
     bytes_per_second: float
     latency: float
@@ -184,7 +184,7 @@ def step_seconds(setting: Setting, card: Card, constants: Constants = FITTED) ->
     forward, backward = layer_seconds(setting, card, constants)
     head_forward, head_backward = head_seconds(setting, card, constants)
     layer, head = forward.plus(backward), head_forward.plus(head_backward)
-    hop = _hop_seconds(setting, card)
+    hop = hop_seconds(setting, card)
     ranks = [Seconds().plus(layer, count) for count in rank_layers(setting)]
     ranks[-1] = ranks[-1].plus(head)
     if not setting.asynchronous_p2p:  # each stage waits for what it receives, forward and backward
@@ -201,7 +201,7 @@ def step_seconds(setting: Setting, card: Card, constants: Constants = FITTED) ->
     return step.plus(Seconds(jitter=step.total * constants.jitter * math.log2(nodes)))
 
 
-def _hop_seconds(setting: Setting, card: Card) -> float:
+def hop_seconds(setting: Setting, card: Card) -> float:
     """One activation from stage to stage, cut among the tensor-parallel ranks."""
     mesh = setting.mesh
     if mesh.pp == 1:
@@ -232,5 +232,7 @@ def _fsdp_seconds(setting: Setting, card: Card, forward: float, backward: float)
     first = max(stage_layers(setting)) * (gather + reduce)
     # the rest is gathered while the first stages work, and reduced while the last backwards do
     layers = max(rank_layers(setting))
-    span = setting.micro_batches if setting.stages_per_rank == 1 else min(setting.micro_batches, setting.group or mesh.pp)
+    span = (
+        setting.micro_batches if setting.stages_per_rank == 1 else min(setting.micro_batches, setting.group or mesh.pp)
+    )
     return first + max(0.0, layers * (gather - forward * span)) + max(0.0, layers * (reduce - backward * span))
