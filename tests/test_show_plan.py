@@ -113,3 +113,9 @@ def test_days_count_each_stretch_of_the_ramp_at_its_own_speed() -> None:
     training = TrainingPlan(LLAMA3["8B"], ramp, Schedule(1e-3, 1e-4, 1, 300), 1.0)
     seconds = 100 * short.seconds.total + (1 + 15 / 16) * 100 * one.seconds.total
     assert days(one, training) == pytest.approx(seconds / 86_400)
+
+
+def test_a_recipe_that_cuts_one_member_well_says_so_of_the_others(capsys: Any) -> None:
+    """One [compute] for all members: the 405B's 128 stages are more than the 8B has layers."""
+    printed = plan(capsys, str(RECIPES / "llama3.toml"), "--member", "8b")
+    assert "recipe  [compute] pipeline: 128 stages do not fit 32 layers" in printed and "16,384 h100" in printed

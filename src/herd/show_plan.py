@@ -75,12 +75,18 @@ def _print_member(
         _line(console, _nothing_fits(found, card, gpus) + "\n")
         return
     plans = [(str(number), plan) for number, plan in enumerate(found.best, 1)]
-    if gpus == recipe.compute.mesh.size and last.sequences >= recipe.compute.mesh.dp:
-        own = plan_step(recipe_setting(config, recipe.compute, last.context, last.sequences), card)
-        plans.append(("recipe", own))
+    unfit = ""
+    if gpus == recipe.compute.mesh.size:
+        try:
+            own = recipe_setting(config, recipe.compute, last.context, last.sequences)
+            plans.append(("recipe", plan_step(own, card)))
+        except HerdError as error:  # one [compute] serves all members, and not every cut suits each
+            unfit = f"recipe  {error}"
     console.print(_table(plans, training))
     for name, plan in plans[1:]:
         _line(console, f"{name:>6}  {_why(plan, found.best[0])}")
+    if unfit:
+        _line(console, unfit)
     if found.too_big is not None:
         _line(console, _too_big(found.too_big, card))
     _line(console, f"        {found.tried:,} ways judged; {100 * TIGHT:.0f}% of the memory and more is marked tight\n")
@@ -152,7 +158,7 @@ def _why(plan: StepPlan, best: StepPlan) -> str:
     signs = {True: "+", False: "-"}
     parts = [f"{LABELS[name]} {signs[more > 0]}{_seconds(abs(more))}" for name, more in differences(plan, best)[:4]]
     slower = (
-        f"{share + 1:.1f} times as long" if share > 1 else f"{abs(share):.1%} {'slower' if share > 0 else 'faster'}"
+        f"{abs(share):.1%} {'slower' if share > 0 else 'faster'}" if share < 1 else f"{share + 1:.1f} times as long"
     )
     return f"{slower}: {', '.join(parts)}"
 
