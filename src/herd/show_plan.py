@@ -157,9 +157,9 @@ def _why(plan: StepPlan, best: StepPlan) -> str:
         return f"as fast, with {human_bytes(plan.memory.total)} instead of {human_bytes(best.memory.total)} on a rank"
     signs = {True: "+", False: "-"}
     parts = [f"{LABELS[name]} {signs[more > 0]}{_seconds(abs(more))}" for name, more in differences(plan, best)[:4]]
-    slower = (
-        f"{abs(share):.1%} {'slower' if share > 0 else 'faster'}" if share < 1 else f"{share + 1:.1f} times as long"
-    )
+    slower = f"{abs(share):.1%} {'slower' if share > 0 else 'faster'}"
+    if share > 1:
+        slower = f"{share + 1:.1f} times as long"
     return f"{slower}: {', '.join(parts)}"
 
 

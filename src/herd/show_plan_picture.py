@@ -49,7 +49,8 @@ def _draw_timeline(axes: Any, plan: StepPlan, timeline: list[list[Slot]]) -> Non
         for slot in slots:
             if (slot.end - slot.start) / end > LEGIBLE and setting.mesh.pp <= 16:
                 middle = (slot.start + slot.end) / 2
-                axes.text(middle, rank, str(slot.action.micro), ha="center", va="center", fontsize=6, color="white")
+                ink = "white" if _depth(slot, setting.mesh.pp, setting.stages_per_rank) > 0.5 else "#333333"
+                axes.text(middle, rank, str(slot.action.micro), ha="center", va="center", fontsize=6, color=ink)
     micros = 1 + max(slot.action.micro for slot in timeline[0])
     shown = "" if micros == setting.micro_batches else f", drawn with {micros} micro-batches instead of M"
     idle = 1 - sum(slot.end - slot.start for slots in timeline for slot in slots) / (end * len(timeline))
@@ -65,8 +66,12 @@ def _draw_timeline(axes: Any, plan: StepPlan, timeline: list[list[Slot]]) -> Non
 def _colour(slot: Slot, pp: int, stages_per_rank: int) -> tuple[float, ...]:
     """Light for a rank's first stage, full for its last."""
     full = FORWARD if slot.action.kind == "F" else BACKWARD
-    depth = slot.action.stage // pp / max(1, stages_per_rank - 1) if stages_per_rank > 1 else 1.0
-    return tuple(1 - (0.45 + 0.55 * depth) * (1 - part) for part in full)
+    strength = 0.45 + 0.55 * _depth(slot, pp, stages_per_rank)
+    return tuple(1 - strength * (1 - part) for part in full)
+
+
+def _depth(slot: Slot, pp: int, stages_per_rank: int) -> float:
+    return slot.action.stage // pp / (stages_per_rank - 1) if stages_per_rank > 1 else 1.0
 
 
 def _draw_memory(axes: Any, plan: StepPlan) -> None:
