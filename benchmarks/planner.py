@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from herd.train.gpus import CARDS
+from herd.train.hardware import machine
 from herd.train.planner_memory import peak_bytes
 from herd.train.planner_rows import CALIBRATION, HELD_OUT, OTHER_CARD, Row
 from herd.train.planner_time import FITTED, Constants, step_seconds
@@ -53,7 +54,9 @@ def main() -> None:
     print("\nsize of the error")
     for label, value in figures.items():
         print(f"{label:32} {value:.1%}")
-    print(json.dumps({"benchmark": "planner", "figures": {name: round(value, 4) for name, value in figures.items()}}))
+    ratios = {f"{row.name} planned/measured": round(1 + speed_error(row), 3) for row in (*CALIBRATION, *HELD_OUT)}
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    print(json.dumps({"benchmark": "planner", "figures": rounded, "ratios": ratios, "machine": machine()}))
 
 
 def show(title: str, rows: Sequence[Row]) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from herd.artifact import Artifact, published, verify
-from herd.console import duration, human_bytes, human_count
+from herd.console import HerdError, duration, human_bytes, human_count
 from herd.data.mix import asked_lines
 from herd.evidence import Claim, Ledger
 from herd.model.config import ModelConfig
@@ -162,7 +162,10 @@ def _plan_rows(recipe: Recipe, plan: TrainingPlan) -> Iterator[tuple[str, str, s
     if mesh.pp > 1:
         setting = recipe_setting(config, recipe.compute, last.context, last.sequences)
         v, m = setting.stages_per_rank, setting.micro_batches
-        yield "pipeline bubble", f"{rounds(setting) / m - 1:.1%}", f"(PP - 1) / (V * M) at N = PP; V = {v}, M = {m}"
+        try:
+            yield "pipeline bubble", f"{rounds(setting) / m - 1:.1%}", f"(PP - 1) / (V * M) at N = PP; V = {v}, M = {m}"
+        except HerdError as error:
+            yield "pipeline bubble", "not known", str(error)
 
 
 def _plain(value: Any) -> str:

@@ -111,6 +111,13 @@ def test_the_search_finds_the_fastest_that_fits():
         assert not found.too_big.fits and found.too_big.seconds.total < found.best[0].seconds.total
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_networks_of_few_layers_are_searched_too(layers):
+    config = ModelConfig(layers, 64, 4, 4, 128, 1000, 16, 128)
+    for ranks in (1, 3, 4, 8):
+        assert all(plan.setting.mesh.size == ranks for plan in search(config, 128, 24, ranks, H100).best)
+
+
 def test_memory_decides_where_little_of_it_is():
     small = replace(H100, memory_bytes=30e9)
     roomy, narrow = (search(LLAMA3["8B"], 8192, 64, 16, card).best[0] for card in (H100, small))

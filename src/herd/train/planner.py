@@ -139,7 +139,9 @@ def settings(config: ModelConfig, context: int, sequences: int, ranks: int, card
             for v in _powers(min(MOST_STAGES_PER_RANK, (config.layers + 2) // mesh.pp)):
                 if v > 1 and own // micro > mesh.pp and own // micro % mesh.pp:
                     continue  # an order that would have to be played; PP and V of its neighbours tell as much
-                yield replace(setting, stages_per_rank=v, ends_apart=mesh.pp * v > config.layers)
+                apart = mesh.pp * v > config.layers
+                if not apart or mesh.pp * v > 2:
+                    yield replace(setting, stages_per_rank=v, ends_apart=apart)
 
 
 def meshes(config: ModelConfig, context: int, sequences: int, ranks: int, card: Card) -> Iterator[Mesh]:

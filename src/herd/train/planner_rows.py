@@ -37,7 +37,7 @@ def _paper(dp: int, cp: int, context: int, sequences: int, teraflops: float) -> 
 
 
 # V is not in the table. 126 layers, embedding and head make 128 slots, so V is 1, 2, 4 or 8 at PP = 16. Refitted with
-# each, all calibration rows are met within 4.5% by V = 8 (rms 2.1%) and by V = 4 (2.3%), not by 2 and 1. V = 4 would ask
+# each, all calibration rows are met within 4.5% by V = 8 (rms 2.1%) and by V = 4 (2.3%), not by 2 and 1. V = 4 asks
 # for 72% of the peak from matrix products, V = 8 for 66%, which is what large bf16 products reach on this card.
 PAPER = (
     _paper(64, 1, 8192, 32, 430),
