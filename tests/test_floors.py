@@ -37,7 +37,8 @@ IN_ORDER = {0, 7}  # floors of single files, each importing those to its left
 def place(module: str) -> tuple[int, int, str]:
     """Floor, position on it, and room of a module path below herd."""
     room = module.split(".")[0]
-    room = next((name for name in ("report", "show") if room.startswith(f"{name}_")), room)  # one room, several files
+    several = ("report", "show", "cli")  # one room, several files
+    room = next((name for name in several if room.startswith(f"{name}_")), room)
     room = "stages" if room == "stage" or room.startswith("stages_") else room
     for floor, rooms in enumerate(FLOORS):
         if room in rooms:

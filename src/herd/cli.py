@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from herd import __version__, console
+from herd.cli_data import add_data_verbs
 from herd.console import HerdError
 
 if TYPE_CHECKING:
@@ -103,6 +104,14 @@ def parser() -> argparse.ArgumentParser:
     parity.set_defaults(verb=_parity)
     parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
 
+    plan = verbs.add_parser("plan", help="the best meshes for a recipe's members on so many GPUs, and why")
+    plan.set_defaults(verb=_plan)
+    plan.add_argument("recipe", type=Path, metavar="RECIPE")
+    plan.add_argument("--member", metavar="NAME", help="only this one")
+    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's mesh has")
+    plan.add_argument("--gpu", default="h100", metavar="CARD", help="h100 (default), h100-96, h200 or a100")
+    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the best one's schedule and memory")
+
     tokenizer = verbs.add_parser("tokenizer", help="look at tokenizers").add_subparsers(required=True, metavar="VERB")
     compare = tokenizer.add_parser("compare", help="characters and bytes per token, by language, with a picture")
     compare.set_defaults(verb=_compare)
@@ -131,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_talking_verbs(verbs)
     _add_assistant_verbs(verbs)
-    _add_data_verbs(verbs)
+    add_data_verbs(verbs)
     return top
 
 
@@ -267,6 +276,13 @@ def _parity(options: argparse.Namespace) -> int:
     from herd.show_parity import print_parity
 
     return print_parity(options.only)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from herd.show_plan import print_plan
+
+    print_plan(options.recipe, options.member, options.gpus, options.gpu, options.picture)
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -424,64 +440,3 @@ def _sampling(options: argparse.Namespace) -> Sampling:
     return Sampling(
         temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed
     )
-
-
-def _add_data_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = verbs.add_parser("data", help="curate a folder; look inside what was curated").add_subparsers(
-        required=True, metavar="VERB"
-    )
-    folder = data.add_parser("curate", help="make curated documents, a tokenizer and token shards of a folder")
-    folder.set_defaults(verb=_data_curate)
-    folder.add_argument("folder", type=Path, metavar="DIR", help="read, never written to")
-    folder.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/NAME-of-DIR)")
-    folder.add_argument("--languages", default="en", metavar="CODES", help="kept, such as en,de (default: en)")
-    folder.add_argument(
-        "--min-bytes", type=int, default=20_000, metavar="N", help="less curated text is an error (default: 20000)"
-    )
-    folder.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    folder.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs them (default: local)")
-    folder.add_argument("--vocab", type=int, metavar="N", help="tokens (default: from the amount of text)")
-    folder.add_argument("--licence", default="unstated", metavar="TEXT", help="of the documents (default: unstated)")
-
-    look = data.add_parser("inspect", help="the funnel of curation: steps, rules, samples, a search, SQL, pictures")
-    look.set_defaults(verb=_data_inspect)
-    look.add_argument("--step", metavar="STEP", help="samples that a step dropped beside some that it let pass")
-    look.add_argument("--search", metavar="TEXT", help="documents by id, URL, path or words of them, and their fates")
-    look.add_argument("--sql", metavar="SELECT", help="DuckDB over documents, drops, changes and samples")
-    look.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the funnel")
-    look.add_argument("--html", type=Path, metavar="FILE", help="write all of it as one page")
-    story = data.add_parser("why", help="the story of one document: each step, and why it was kept or dropped")
-    story.set_defaults(verb=_data_why)
-    story.add_argument("what", metavar="ID|URL|PATH", help="or a part of the path or URL that only it has")
-    for one in (look, story):
-        one.add_argument("--run", type=Path, metavar="DIR", help="a run's folder (default: the newest under ./runs)")
-
-
-def _data_curate(options: argparse.Namespace) -> int:
-    from herd.show_data_curate import Wishes, curate_folder
-
-    wishes = Wishes(
-        languages=tuple(code.strip() for code in options.languages.split(",") if code.strip()),
-        min_bytes=options.min_bytes,
-        workers=options.workers,
-        engine=options.engine,
-        vocabulary=options.vocab,
-        licence=options.licence,
-    )
-    curate_folder(options.folder, options.out, wishes)
-    return 0
-
-
-def _data_inspect(options: argparse.Namespace) -> int:
-    from herd.run import finished_run
-    from herd.show_data import inspect
-
-    run = finished_run(options.run, "curate")
-    return inspect(run, options.step, options.search, options.sql, options.picture, options.html)
-
-
-def _data_why(options: argparse.Namespace) -> int:
-    from herd.run import finished_run
-    from herd.show_data_why import why
-
-    return why(finished_run(options.run, "curate"), options.what)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from herd.artifact import Artifact, published, verify
-from herd.console import duration, human_bytes, human_count
+from herd.console import HerdError, duration, human_bytes, human_count
 from herd.data.mix import asked_lines
 from herd.evidence import Claim, Ledger
 from herd.model.config import ModelConfig
@@ -18,7 +18,9 @@ from herd.pretrain.plan import TrainingPlan, member_plan, model_config
 from herd.recipe import Member, Recipe, Section, Size, load_recipe
 from herd.run import member_artifact
 from herd.stages_adopted import STEPS
-from herd.train.planner import plan_mesh
+from herd.train.planner import recipe_setting
+from herd.train.planner_memory import STATE_BYTES_PER_PARAMETER
+from herd.train.planner_setting import rounds
 
 
 def print_recipe(path: Path) -> None:
@@ -150,15 +152,20 @@ def _plan_rows(recipe: Recipe, plan: TrainingPlan) -> Iterator[tuple[str, str, s
         f"{plan.schedule.peak:.3g} to {plan.schedule(plan.steps - 1):.3g}",
         f"{rule}; warm-up {plan.schedule.warmup:,} steps",
     )
-    mesh = plan_mesh(config, recipe.compute.mesh, last.sequences)
-    yield "ranks", f"{mesh.ranks:,}", "tp * cp * pp * dp"
+    mesh = recipe.compute.mesh
+    yield "ranks", f"{mesh.size:,}", "tp * cp * pp * dp"
     yield (
         "training state a rank",
-        human_bytes(mesh.state_bytes_per_rank),
-        "16 bytes a parameter (fp32 weights, gradients, two moments), all sharded; without activations",
+        human_bytes(STATE_BYTES_PER_PARAMETER * config.parameters / mesh.size),
+        "16 bytes a parameter (fp32 weights, gradients, two moments), all sharded; `herd plan` counts the rest",
     )
-    if recipe.compute.mesh.pp > 1:
-        yield "pipeline bubble", f"{mesh.bubble:.1%}", f"(PP - 1) / (V * M), V = 1, M = {mesh.sequences_per_group}"
+    if mesh.pp > 1:
+        setting = recipe_setting(config, recipe.compute, last.context, last.sequences)
+        v, m = setting.stages_per_rank, setting.micro_batches
+        try:
+            yield "pipeline bubble", f"{rounds(setting) / m - 1:.1%}", f"(PP - 1) / (V * M) at N = PP; V = {v}, M = {m}"
+        except HerdError as error:
+            yield "pipeline bubble", "not known", str(error)
 
 
 def _plain(value: Any) -> str:

@@ -122,6 +122,7 @@ class _Run:
         saving = plan.compute.checkpoints
         self._checkpoints = Checkpoints(saving.to or folder, saving) if saving.to or folder else None
         self._wait = saving.every_seconds
+        self._back = 0  # the step of the checkpoint last rolled back to
         self._saved = self._released = self._started = time.monotonic()
         self._before = 0.0
 
@@ -162,9 +163,15 @@ class _Run:
         telemetry.completed(number)
 
     def _roll_back(self) -> None:
-        """Weights and moments of the newest checkpoint; the batches since then, this one included, are given up."""
+        """Weights and moments of the newest checkpoint; the batches since then, this one included, are given up.
+
+        A second time in a row the one before it is taken: the newest may be of the trouble's beginning.
+        """
+        if self._checkpoints and self._watch.in_a_row > 1 and self._back:
+            self._checkpoints.discard_after(self._back - 1)
         found = self._checkpoints and self._checkpoints.load(self._network.saved, self._optimizer)
         if found:
+            self._back = found[0]
             self._network.loaded(self._optimizer)
         if self._network.leads:
             back = f"the weights of step {found[0]}" if found else "no checkpoint yet, so the step is skipped"
@@ -200,7 +207,10 @@ class _Run:
             loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
             self._checkpoints.save(self.done, self._network.saved, self._optimizer, extra, loss)
             self._saved = time.monotonic()
-            self._wait = max(self._plan.compute.checkpoints.every_seconds, (self._saved - now) / CHECKPOINT_SHARE)
+            took = max(
+                self._saved - now, self._checkpoints.seconds
+            )  # of the last one written, in the background or not
+            self._wait = max(self._plan.compute.checkpoints.every_seconds, took / CHECKPOINT_SHARE)
         if now - self._released > RELEASE_EVERY_SECONDS:
             release_memory()
             self._released = now
