@@ -45,7 +45,7 @@ State = tuple[Transformer, torch.optim.AdamW]
 def new(seed: int) -> State:
     model = Transformer(CONFIG)
     init_weights(model, seed)
-    return model, adamw(model, Optimizer())
+    return model, adamw(model.parameters(), Optimizer())
 
 
 def some_steps(model: Transformer, optimizer: torch.optim.AdamW, seed: int, count: int = 2) -> None:
@@ -179,7 +179,7 @@ def test_frozen_parameters_are_saved_without_moments(tmp_path):
     def partly_frozen(seed: int) -> State:
         model, _ = new(seed)
         model.tok_embeddings.requires_grad_(False)
-        return model, adamw(model, Optimizer())
+        return model, adamw(model.parameters(), Optimizer())
 
     of, other = partly_frozen(0), partly_frozen(1)
     some_steps(*of, 1)
@@ -373,7 +373,7 @@ def test_after_another_network_was_found_new_checkpoints_are_kept(tmp_path, caps
     """A folder of an older version's network: said, cleared, and the next save is what a resume finds."""
     saved(tmp_path, (7, 8))
     other = Transformer(ModelConfig(1, 16, 2, 1, 32, 32, 8, 16, True))
-    optimizer = adamw(other, Optimizer())
+    optimizer = adamw(other.parameters(), Optimizer())
     assert load(tmp_path, (other, optimizer)) is None
     assert "another network" in capsys.readouterr().err
     with Checkpoints(tmp_path) as checkpoints:
@@ -384,7 +384,7 @@ def test_after_another_network_was_found_new_checkpoints_are_kept(tmp_path, caps
 def test_a_network_of_fewer_layers_is_another(tmp_path, capsys):
     two = Transformer(ModelConfig(2, 8, 2, 1, 16, 20, 4, 8, tied_embeddings=True))
     with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1, (two, adamw(two, Optimizer())))
+        save(checkpoints, 1, (two, adamw(two.parameters(), Optimizer())))
     assert load(tmp_path, new(0)) is None
     assert "another network" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from herd.recipe_compute import Compute, Saving
 from herd.train import loop
 from herd.train.hardware import Hardware
 from herd.train.loop import Plan, train
-from herd.train.objective import next_token
+from herd.train.objective import Objective, next_token
 from herd.train.optim import Schedule
 
 CONFIG = ModelConfig(2, 16, 2, 1, 24, 40, 8, 12, tied_embeddings=True)
@@ -219,9 +219,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, mo
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     calls = []
 
-    def objective(model: Transformer, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    def poisoned(model: Transformer, hidden: torch.Tensor, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
         calls.append(1)
-        return next_token(model, batch, dtype) * (poison if len(calls) == 5 else 1.0)
+        return next_token.loss(model, hidden, batch, dtype) * (poison if len(calls) == 5 else 1.0)
+
+    objective = Objective(poisoned)
 
     with pytest.raises(HerdError, match=r"^toy: loss (nan|inf), gradient norm nan at step 5; lower the learning rate$"):
         train(new_model(), objective, batches(), plan(), FLOAT32, "toy", tmp_path)

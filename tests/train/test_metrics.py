@@ -149,7 +149,7 @@ def test_an_artifact_keeps_what_the_clock_said_apart_from_what_is_hashed(tmp_pat
     write(out.work, range(1, 4))
     (out.work / "tensorboard").mkdir()
     (out.work / "tensorboard" / "events").write_bytes(b"x")
-    write_training(out, TrainState([{"step": 3, "loss": 1.0}], 100, 5.0), {"steps": 3})
+    write_training(out, TrainState([{"step": 3, "loss": 1.0}], [], 100, 5.0), {"steps": 3})
     recorded = sorted(str(p.relative_to(out.recorded)) for p in out.recorded.rglob("*") if p.is_file())
     assert recorded == ["speed.json", "speed.jsonl", "tensorboard/events"]
     assert json.loads((out.folder / "metrics.jsonl").read_text()) == {"step": 3, "loss": 1.0}

@@ -20,6 +20,8 @@ from herd.model.cache import PagedCache
 from herd.model.config import ModelConfig
 from herd.model.rope import rotary_frequencies, rotary_table, rotate
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (q, k, v, mask), as attention.attend
+
 
 class RMSNorm(nn.Module):
     """y = weight * x / rms(x), the quotient in float32 and cast back before the weight (spec 2.3)."""
@@ -42,7 +44,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim, self.attend = layer, config.head_dim, attend
+        self.layer, self.head_dim = layer, config.head_dim
+        self.attend: Attend = attend
         self.wq = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)

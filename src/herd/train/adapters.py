@@ -52,8 +52,7 @@ def add_adapters(
                 drawn = torch.randn(adapter.down.shape, generator=generator) * adapter.down.shape[1] ** -0.5
                 adapter.down.copy_(drawn)
         parametrize.register_parametrization(linear, "weight", adapter)
-        original = cast(nn.Parameter, linear.parametrizations["weight"].original)
-        original.requires_grad_(False)
+        cast(nn.Parameter, linear.get_parameter("parametrizations.weight.original")).requires_grad_(False)
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from herd.console import HerdError
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer, initial_weight
 from herd.recipe_compute import Compute
 from herd.train.hardware import Hardware
-from herd.train.network import Network, Whole
-
-Weights = Callable[[str], Tensor]  # a whole weight by its name, so that no rank needs to hold them all
+from herd.train.network import Network, Weights, Whole
 
 
 def fresh(config: ModelConfig, seed: int) -> Weights:

@@ -48,11 +48,11 @@ class Plan:
 
 
 class Step(NamedTuple):
-    """Mean loss, gradient norm before clipping, and what the loss was divided by."""
+    """Mean loss, gradient norm before clipping, and what the loss was divided by: tokens, or pairs."""
 
     loss: float
     norm: float
-    count: int
+    counted: int
 
 
 @dataclass
@@ -120,7 +120,8 @@ class _Run:
         self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
         self._watch = Watch(plan.compute.anomalies)
         saving = plan.compute.checkpoints
-        self._checkpoints = Checkpoints(saving.to or folder, saving) if saving.to or folder else None
+        where = saving.to or folder
+        self._checkpoints = Checkpoints(where, saving) if where else None
         self._wait = saving.every_seconds
         self._back = 0  # the step of the checkpoint last rolled back to
         self._saved = self._released = self._started = time.monotonic()
@@ -183,7 +184,7 @@ class _Run:
             return {}
         loss = sum(row.loss for row in self._pending) / len(self._pending)
         norm = sum(row.norm for row in self._pending) / len(self._pending)
-        tokens = sum(row.count for row in self._pending)
+        tokens = sum(row.counted for row in self._pending)
         self.state.tokens += tokens
         row = {"step": self.done, "tokens": self.state.tokens, "loss": loss}
         if self._plan.bytes_per_token:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,9 @@ from herd.train.objective import Objective
 from herd.train.stragglers import Place, this_place
 
 MICRO_SEQUENCES = 64  # that pass through the network at once, where the recipe does not say
+
+
+Weights = Callable[[str], Tensor]  # a whole weight by its name, so that no rank needs to hold them all
 
 
 class TrainBatch(Protocol):
@@ -37,7 +40,9 @@ class Batches(Protocol):
 class Network(Protocol):
     """A network in training, whole or spread over ranks."""
 
-    config: ModelConfig | None
+    @property
+    def config(self) -> ModelConfig | None: ...
+
     parameters: dict[str, nn.Parameter]  # what of it lives here, by canonical name
 
     place: Place

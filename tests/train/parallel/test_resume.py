@@ -81,8 +81,10 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     ids=lambda meshes: " to ".join(str(mesh.size) for mesh in meshes),
 )
 def test_a_run_goes_on_on_another_mesh(tmp_path, on_one, meshes):
-    for mesh, until in zip(meshes, (8, 16, STEPS), strict=True):
-        weights, metrics = run_ranks(mesh.size, go_on, tmp_path, mesh, until)[0]
+    first, second, last = meshes
+    run_ranks(first.size, go_on, tmp_path, first, 8)
+    run_ranks(second.size, go_on, tmp_path, second, 16)
+    weights, metrics = run_ranks(last.size, go_on, tmp_path, last)[0]
     assert worst(weights, on_one[0]) < 1e-10
     assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
     for row, right in zip(metrics, on_one[1], strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ class Channel:
 
     def __init__(self, device: torch.device) -> None:
         start(device)
-        self._group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
     def send(self, call: Call | None) -> None:
         """On the first rank: let the others make a call, or (None) end."""

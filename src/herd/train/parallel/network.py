@@ -6,7 +6,7 @@ The same numbers as on one process, up to the order of sums: `parity.py` shows i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from herd.model.rope import rotary_frequencies, rotary_table
 from herd.model.transformer import Transformer
 from herd.recipe_compute import Compute
 from herd.train.hardware import Hardware
-from herd.train.network import Batches
+from herd.train.network import Batches, Weights
 from herd.train.objective import Objective, computing_in
 from herd.train.parallel.context import own_positions, spread_positions
 from herd.train.parallel.data import last_of_step, shard_data
@@ -33,8 +33,6 @@ from herd.train.parallel.tensor import check_tensor_parallel, same_part, shard_t
 from herd.train.parallel.world import World
 from herd.train.recompute import recompute_activations
 from herd.train.stragglers import this_place
-
-Weights = Callable[[str], Tensor]  # a whole weight by its name
 
 
 @runtime_checkable
@@ -122,11 +120,12 @@ class Sharded:
         ranks = self.world.mesh.mesh  # (dp, pp, cp, tp)
         pp = self.world.degrees.pp
         last = stage_homes(self._compute.pipeline.schedule, pp, self.stages // pp)[-1]
-        mine = None
+        mine: dist.ProcessGroup | None = None
         if last != 0:
             for pair in zip(ranks[:, 0].flatten().tolist(), ranks[:, last].flatten().tolist(), strict=True):
                 group = dist.new_group(list(pair))  # every rank must take part in making every group
-                mine = group if dist.get_rank() in pair else mine
+                if dist.get_rank() in pair:
+                    mine = cast(dist.ProcessGroup, group)
         return mine
 
     def read(self, batches: Batches, step: int) -> Batch:

@@ -138,8 +138,12 @@ def _degrees() -> Iterator[dict[str, int]]:
 
 
 def _schedules() -> Iterator[tuple[ScheduleName, int]]:
-    yield from (("interleaved", 1), ("interleaved", 2), ("gpipe", 1), ("1f1b", 1), ("looped-bfs", 2))
-    yield from (("torch-interleaved", 2), ("interleaved-zero-bubble", 2), ("zbv-zero-bubble", 2), ("dualpipe-v", 2))
+    """Each schedule, with its stages a rank."""
+    one: tuple[ScheduleName, ...] = ("interleaved", "gpipe", "1f1b")
+    two: tuple[ScheduleName, ...] = ("interleaved", "looped-bfs", "torch-interleaved", "interleaved-zero-bubble")
+    v_shaped: tuple[ScheduleName, ...] = ("zbv-zero-bubble", "dualpipe-v")
+    yield from ((name, 1) for name in one)
+    yield from ((name, 2) for name in two + v_shaped)
 
 
 def _mesh(degrees: dict[str, int]) -> Mesh:
