@@ -9,7 +9,7 @@ Shape suffixes: B batch, H heads, K key-value heads, G query heads a key-value h
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,12 +29,17 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
     queries, keys = q_BHTE.shape[2], k_BKSE.shape[2]
     k, v = k_BKSE.to(q_BHTE.dtype), v_BKSE.to(q_BHTE.dtype)
     if queries == keys <= BLOCKED_UP_TO and _blocks_win(q_BHTE):
-        return _BlockedAttention.apply(q_BHTE, k, v, mask)
+        return _blocked(q_BHTE, k, v, mask)
     if queries == 1:
         return _attend_one(q_BHTE.reshape(q_BHTE.shape[0], k.shape[1], -1, q_BHTE.shape[3]), k, v, mask).view_as(q_BHTE)
     if mask is None and 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
     return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
+
+
+@torch.compiler.disable  # compiled, its loop over blocks took 100 s of compiling and saved nothing
+def _blocked(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None) -> Tensor:
+    return cast(Tensor, _BlockedAttention.apply(q_BHTE, k_BKTE, v_BKTE, mask))
 
 
 def _blocks_win(q_BHTE: Tensor) -> bool:
