@@ -43,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss += _to_gradient(piece, chosen.unsqueeze(1), wide)
             d_hidden[start : start + rows] = logits @ weight
             product = logits.T @ hidden
-            d_weight = product.to(wide) if d_weight is None else d_weight.add_(product)
+            d_weight = product if d_weight is None else d_weight.to(wide).add_(product)
         if d_weight is None:  # no rows
             d_weight = torch.zeros_like(weight_VD, dtype=wide)
         ctx.save_for_backward(d_hidden, d_weight)
@@ -54,7 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = gradients[0]
-        return d_hidden * scale, (d_weight * scale).to(ctx.weight_dtype), None, None
+        scaled = d_weight * scale if d_weight.dtype == scale.dtype else d_weight.to(scale.dtype).mul_(scale)
+        return d_hidden * scale, scaled.to(ctx.weight_dtype), None, None
 
 
 def _to_gradient(logits_RV: Tensor, targets_R1: Tensor, wide: torch.dtype) -> Tensor:
