@@ -9,6 +9,7 @@ Shape suffixes: B batch, H heads, K key-value heads, G query heads a key-value h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -35,11 +36,6 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
     if mask is None and 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
     return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
-
-
-@torch.compiler.disable  # compiled, its loop over blocks took 100 s of compiling and saved nothing
-def _blocked(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None) -> Tensor:
-    return cast(Tensor, _BlockedAttention.apply(q_BHTE, k_BKTE, v_BKTE, mask))
 
 
 def _blocks_win(q_BHTE: Tensor) -> bool:
@@ -111,6 +107,10 @@ class _BlockedAttention(torch.autograd.Function):
             dk[:, :, :end] += d_scores.mT @ q_rows
         dq *= q_BHTE.shape[-1] ** -0.5
         return dq, dk.to(k_BKTE.dtype), dv.to(v_BKTE.dtype), None
+
+
+# Compiled, its loop over blocks took 100 s of compiling and saved nothing.
+_blocked = cast(Callable[..., Tensor], torch.compiler.disable(_BlockedAttention.apply))
 
 
 def _grouped(x_BHTE: Tensor, k_BKSE: Tensor, start: int, end: int) -> Tensor:
