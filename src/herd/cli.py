@@ -99,6 +99,10 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     check.add_argument("recipe", type=Path, metavar="RECIPE")
 
+    parity = verbs.add_parser("parity", help="prove that training on meshes gives the numbers of one process")
+    parity.set_defaults(verb=_parity)
+    parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
+
     tokenizer = verbs.add_parser("tokenizer", help="look at tokenizers").add_subparsers(required=True, metavar="VERB")
     compare = tokenizer.add_parser("compare", help="characters and bytes per token, by language, with a picture")
     compare.set_defaults(verb=_compare)
@@ -210,11 +214,13 @@ def _add_assistant_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _run(options: argparse.Namespace) -> int:
     from herd.report import write_report
-    from herd.run import run_recipe
+    from herd.run import leads, run_recipe
     from herd.stages import Choice
 
     choice = Choice(options.until, options.only, tuple(options.force), options.member)
     run = run_recipe(options.recipe, options.out, choice)
+    if not leads():
+        return 0
     page = write_report(run)
     print(f"report: {page}")
     return 0
@@ -255,6 +261,12 @@ def _check(options: argparse.Namespace) -> int:
 
     print_recipe(options.recipe)
     return 0
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from herd.show_parity import print_parity
+
+    return print_parity(options.only)
 
 
 def _compare(options: argparse.Namespace) -> int:

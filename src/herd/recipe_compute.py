@@ -81,7 +81,9 @@ class Compute(Section):
     )
     mesh: Mesh = Mesh()
     pipeline: Pipeline = Pipeline()
-    micro_sequences: Positive = Field(default=64, description="sequences that pass through the network at once, most")
+    micro_sequences: Positive | None = Field(
+        default=None, description="sequences that pass through the network at once, at most; absent: 64, in pipelines 1"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         default="none", description="activations computed again in backward: all but matrix products, or all"
     )
@@ -93,12 +95,21 @@ class Compute(Section):
     processes: Positive | None = Field(default=None, exclude=True, description="absent: one a core")
     checkpoints: Saving = Field(default=Saving(), exclude=True)
     anomalies: Anomalies = Anomalies()
+    hang_seconds: PositiveReal = Field(
+        default=600.0, exclude=True, description="a mesh on which no rank moves for so long is reported and ended"
+    )
     log: list[Literal["tensorboard", "wandb"]] = Field(
         default=[], exclude=True, description="where metrics go besides metrics.jsonl"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Compute:
+        in_halves = self.pipeline.schedule in ("interleaved-zero-bubble", "zbv-zero-bubble", "dualpipe-v")
+        if in_halves and (self.recompute != "none" or self.compile):
+            raise ValueError(
+                f"pipeline.schedule '{self.pipeline.schedule}' runs backward in halves, each of which would compute "
+                "activations again: it needs recompute = 'none' and compile = false"
+            )
         v_shaped = self.pipeline.schedule in ("zbv-zero-bubble", "dualpipe-v")
         if v_shaped and self.pipeline.stages_per_rank != 2:
             raise ValueError(f"pipeline.schedule '{self.pipeline.schedule}' needs stages_per_rank = 2")

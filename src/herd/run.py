@@ -16,7 +16,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from herd.artifact import (
     CURRENT,
     Artifact,
+    Draft,
     clean_drafts,
     find,
     folder_name,
@@ -43,6 +45,7 @@ from herd.stages import Choice, Stage, stages
 
 if TYPE_CHECKING:
     from herd.infer.quantize import Scheme
+    from herd.train.parallel.follow import Call, Channel
     from herd.train.workers import Workers
 
 LOCK = "lock"
@@ -57,6 +60,9 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
     run = out or Path("runs") / recipe.family.name
     plan = stages(recipe, path.parent)
     choice.check(plan, recipe)
+    if not leads():
+        _channel(recipe).follow(take_part)
+        return run
     run.mkdir(parents=True, exist_ok=True)
     with locked(run):
         clean_drafts(run)
@@ -213,6 +219,25 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
+def leads() -> bool:
+    """Whether this process walks the plan: alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _channel(recipe: Recipe) -> Channel:
+    from herd.train.hardware import choose_hardware
+    from herd.train.parallel.follow import Channel
+
+    return Channel(choose_hardware(recipe.compute).device)
+
+
+def take_part(call: Call) -> None:
+    """Train on this rank what the first rank's stage trains; what this rank writes besides is thrown away."""
+    inputs = {name: open_artifact(path) for name, path in call.inputs.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        _function(call.function)(call.settings, inputs, Draft(Path(folder), call.work))
+
+
 class _Execution:
     """One walk through a plan."""
 
@@ -222,10 +247,13 @@ class _Execution:
         self.wanted = {s.name for s in choice.wanted(plan)}
         self.published: dict[str, Artifact] = {}
         self.found = 0
+        self.channel: Channel | None = None  # to the ranks that torchrun started beside this one
         self.workers: Workers | None = None  # made when a stage first asks for them: most second runs need none
 
     def go(self) -> None:
         """Find or make every wanted stage, members side by side."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            self.channel = _channel(self.recipe)
         waiting, running = list(self.plan), dict[Future[Any], Stage]()
         with ExitStack() as pool:
             while True:
@@ -239,6 +267,8 @@ class _Execution:
                         self._arrived(running.pop(future), future.result())
                 else:
                     break
+        if self.channel:
+            self.channel.send(None)
         self._complain(waiting)
         if self.found:
             say(f"{self.found} stages were done already")
@@ -249,11 +279,12 @@ class _Execution:
 
         if self._resolve(stage) or stage.name not in self.wanted:
             return
-        if stage.alone:
+        if stage.alone or (stage.parallel and self.channel):
             pool.close()  # idle workers hold memory that a stage on its own may need
             self.workers = None
             set_threads(self.recipe.compute.threads)
-            self._arrived(stage, execute(stage, self._inputs(stage), self.run, self._command(stage)))
+            channel = self.channel if stage.parallel else None
+            self._arrived(stage, execute(stage, self._inputs(stage), self.run, self._command(stage), channel))
         else:
             if self.workers is None:
                 self.workers = pool.enter_context(Workers(self._processes(), self.recipe.compute.threads))
@@ -306,12 +337,13 @@ class _Execution:
                 )
 
 
-def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: str) -> Path:
-    """Run one stage and publish its artifact; returns the artifact's folder."""
+def execute(
+    stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: str, channel: Channel | None = None
+) -> Path:
+    """Run one stage, with the ranks behind `channel`, and publish its artifact; returns the artifact's folder."""
     from herd.train.hardware import machine
 
-    module, name = stage.function.split(":")
-    function = getattr(importlib.import_module(module), name)
+    function = _function(stage.function)
     started = datetime.datetime.now(datetime.UTC)
     recorded: dict[str, Any] = {
         "started": started.isoformat(timespec="seconds"),
@@ -321,9 +353,19 @@ def execute(stage: Stage, inputs: Mapping[str, Artifact], run: Path, command: st
     }
     key = stage.key(inputs)
     with publish(run, stage.name, key, stage.asked(inputs), recorded) as draft:
+        if channel is not None:
+            from herd.train.parallel.follow import Call
+
+            paths = {name: artifact.path.resolve() for name, artifact in inputs.items()}
+            channel.send(Call(stage.function, stage.settings, paths, draft.work.resolve()))
         function(stage.settings, inputs, draft)
         recorded["seconds"] = round((datetime.datetime.now(datetime.UTC) - started).total_seconds(), 2)
     return run / folder_name(stage.name, key)
+
+
+def _function(named: str) -> Callable[..., None]:
+    module, name = named.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def execute_in_worker(stage: Stage, inputs: Mapping[str, Path], run: Path, command: str) -> Path:

@@ -16,6 +16,7 @@ class Stage:
 
     function: "module:name" of a function (settings, inputs, out), imported only when it runs. facts: what else the
     artifact depends on (installed packages, files of a folder). alone: runs in this process, with nothing beside it.
+    parallel: trains on the recipe's mesh, where it has more than one process.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Stage:
     facts: Mapping[str, Any] = field(default_factory=dict)
     member: str | None = None
     alone: bool = True
+    parallel: bool = False
 
     @property
     def kind(self) -> str:

@@ -96,6 +96,7 @@ def _member_stages(
     from herd.evaluate.member import MemberEvaluation
     from herd.pretrain.initial import InitialSettings, StepSettings
     from herd.pretrain.plan import model_config
+    from herd.train.launch import describe
 
     member = recipe.find_member(name)
     if isinstance(member.size, Size):
@@ -107,13 +108,17 @@ def _member_stages(
         "seed": recipe.family.seed,
         "mix": training_part(data.mix),
         "max_documents": recipe.evaluate.max_documents,
-        "hardware": hardware,
+        "hardware": hardware | describe(recipe.compute),
         "threads": recipe.compute.threads,
         "compute": recipe.compute,
     }
 
+    spread = recipe.compute.mesh.size > 1
+
     def stage(step: str, function: str, settings: Section, inputs: dict[str, str]) -> Stage:
-        return Stage(f"{step}-{name}", function, 1, settings, same("shards") | inputs, member=name, alone=False)
+        trains = spread and step != "evaluate"
+        inputs = same("shards") | inputs
+        return Stage(f"{step}-{name}", function, 1, settings, inputs, member=name, alone=False, parallel=trains)
 
     searched = same("mix") if data.mix.search else {}
 

@@ -19,7 +19,7 @@ CONFIG = ModelConfig(2, 16, 2, 1, 32, 64, 8, 32, True)
 @pytest.fixture
 def model():
     network = Transformer(CONFIG)
-    init_weights(network, torch.Generator().manual_seed(0))
+    init_weights(network, 0)
     return network
 
 

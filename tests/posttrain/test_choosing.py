@@ -32,9 +32,11 @@ from herd.posttrain.reward import (
 from herd.posttrain.sft import SftSettings, sft
 from herd.posttrain.tuning import DialogBatches, training_rows, tune
 from herd.recipe import Compute
+from herd.recipe_compute import Saving
 from herd.train import loop
 from herd.train.batches import IGNORED, Row
 from herd.train.hardware import Hardware
+from herd.train.network import Whole
 from herd.train.objective import RewardModel
 
 FLOAT32 = Hardware(torch.device("cpu"), torch.float32)
@@ -279,20 +281,21 @@ def test_a_killed_fine_tuning_goes_on_and_ends_with_the_same_weights(bench, adop
     inputs = {"adopt": adopted, "questions": asked, "chats": bench.make("chats", chats)}
     undisturbed, broken, resumed = bench.draft("whole"), bench.draft("broken"), bench.draft("resumed", work="broken")
     sft(SFT, inputs, undisturbed)
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
+    saving = SFT.compute.model_copy(update={"checkpoints": Saving(every_seconds=1e-9)})
+    settings = SFT.model_copy(update={"compute": saving})
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
-    step, taken = loop.train_step, []
+    read, taken = Whole.read, []
 
-    def killed_at_the_fourth(*arguments):
-        taken.append(arguments[5])
+    def killed_at_the_fourth(network, batches, step):
+        taken.append(step)
         if len(taken) == 4:
             raise Killed
-        return step(*arguments)
+        return read(network, batches, step)
 
-    monkeypatch.setattr(loop, "train_step", killed_at_the_fourth)
+    monkeypatch.setattr(Whole, "read", killed_at_the_fourth)
     with pytest.raises(Killed):
-        sft(SFT, inputs, broken)
-    sft(SFT, inputs, resumed)
+        sft(settings, inputs, broken)
+    sft(settings, inputs, resumed)
     assert taken == [0, 1, 2, 3, *range(3, 10)]  # nine rows in twos, two epochs
     for name in ("model.safetensors", "metrics.jsonl", "training.json"):
         assert file_sha256(resumed.folder / name) == file_sha256(undisturbed.folder / name), name

@@ -49,7 +49,7 @@ def engine(tokenizer, call_id):
     """A network trained for seconds to write calls with labels that no table of these tests has."""
     torch.manual_seed(0)
     model = Transformer(ModelConfig(2, 64, 4, 2, 128, 400, 16, 256, tied_embeddings=True, rope_theta=1e4))
-    init_weights(model, torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     optimizer, chooser = torch.optim.AdamW(model.parameters(), 6e-3), random.Random(0)
     for step in range(150):
         rows = [invented(chooser) for _ in range(24)]

@@ -12,6 +12,7 @@ from herd.data.loader import Batch, Loader
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer, document_mask, init_weights
 from herd.recipe import Optimizer
+from herd.recipe_compute import Compute, Saving
 from herd.train import loop
 from herd.train.hardware import Hardware
 from herd.train.loop import Plan, train
@@ -38,7 +39,7 @@ def one_thread():
 
 def new_model(seed: int = 0, config: ModelConfig = CONFIG) -> Transformer:
     model = Transformer(config)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model
 
 
@@ -49,8 +50,10 @@ def batches(sequences: int = 6, steps: int = STEPS) -> Loader:
     return Loader({"text": stream}, CONFIG.context, sequences, steps, 1, 0)
 
 
-def plan(**changes) -> Plan:
-    return Plan(**{"steps": STEPS, "schedule": Schedule(0.01, 0.001, 3, STEPS), "optimizer": Optimizer(), **changes})
+def plan(steps: int = STEPS, schedule: Schedule | None = None, **compute) -> Plan:
+    """A checkpoint after every step, where there is a folder for it."""
+    settings = Compute(**{"checkpoints": Saving(every_seconds=1e-9), **compute})
+    return Plan(steps, schedule or Schedule(0.01, 0.001, 3, STEPS), Optimizer(), settings)
 
 
 def weights(model: Transformer) -> dict[str, torch.Tensor]:
@@ -119,7 +122,6 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, 
     random = np.random.default_rng(seed)
     undisturbed = new_model()
     expected = train(undisturbed, next_token, batches(), plan(micro_sequences=micro), FLOAT32, "undisturbed")
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     reached: list[int] = []
 
@@ -164,7 +166,6 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, 
 
 
 def test_a_finished_run_trains_no_further(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     model, again = new_model(), new_model(9)
     first = train(model, next_token, batches(), plan(), FLOAT32, "run", tmp_path)
@@ -175,7 +176,6 @@ def test_a_finished_run_trains_no_further(tmp_path, monkeypatch):
 def test_checkpoints_and_calls_change_nothing(tmp_path, monkeypatch):
     plainly, saved, seen = new_model(), new_model(), {}
     train(plainly, next_token, batches(), plan(), FLOAT32, "plain")
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     train(
         saved,
@@ -204,7 +204,6 @@ def test_long_runs_log_means_and_resume_between_log_points(tmp_path, monkeypatch
     )
     assert every.tokens == fine.tokens == STEPS * 72
     monkeypatch.setattr(loop, "LOG_POINTS", 4)
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
 
     def kill(_: int) -> None:
@@ -217,7 +216,6 @@ def test_long_runs_log_means_and_resume_between_log_points(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, monkeypatch, poison):
-    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     calls = []
 

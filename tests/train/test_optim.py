@@ -67,12 +67,12 @@ def test_norms_are_not_decayed_and_nothing_is_left_out():
     names = {id(p): name for name, p in model.named_parameters()}
     groups = {
         g["weight_decay"]: {names[id(p)] for p in g["params"]}
-        for g in adamw(model, Optimizer(weight_decay=0.3)).param_groups
+        for g in adamw(model.parameters(), Optimizer(weight_decay=0.3)).param_groups
     }
     assert groups[0.0] == {name for name in names.values() if "norm" in name}
     assert groups[0.3] | groups[0.0] == set(names.values()) and not groups[0.3] & groups[0.0]
     frozen = model.layers[0].requires_grad_(False)
-    left = {id(p) for g in adamw(model, Optimizer()).param_groups for p in g["params"]}
+    left = {id(p) for g in adamw(model.parameters(), Optimizer()).param_groups for p in g["params"]}
     assert left.isdisjoint(map(id, frozen.parameters()))
 
 
@@ -84,7 +84,7 @@ def test_steps_equal_an_adamw_written_out_in_float64():
     with torch.no_grad():
         for p in model.parameters():
             p.normal_()
-    optimizer = adamw(model, settings)
+    optimizer = adamw(model.parameters(), settings)
     ours = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
     moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in ours.items()}
     for step, rate in enumerate([0.01, 0.02, 0.005], 1):

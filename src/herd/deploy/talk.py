@@ -19,7 +19,7 @@ from herd.model.formats.native import load_native, open_native
 from herd.model.generation import Generator, Sampling
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Compute
-from herd.train.hardware import choose_hardware, local_hardware
+from herd.train.hardware import choose_hardware
 
 
 def load_generator(model: Path, tokenizer: Path) -> tuple[Generator, Tokenizer, int]:
@@ -47,7 +47,7 @@ def open_generator(model: Path, tokenizer: Path) -> Iterator[tuple[Generator, To
 
     if is_quantized(model):
         raise HerdError(f"{model}: quantized weights run in one process; start it without torchrun")
-    hardware, words = local_hardware(Compute()), Tokenizer.load(tokenizer)
+    hardware, words = choose_hardware(Compute()), Tokenizer.load(tokenizer)
     device = hardware.device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -70,7 +70,7 @@ def dpo(settings: DpoSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
     )
     objective = preference(settings.beta, settings.nll_weight)
     title = f"{settings.member}: preference optimization"
-    state = tune(model, objective, batches, len(batches), settings.learning_rate, hardware, title, out)
+    state = tune(model, objective, batches, len(batches), settings.learning_rate, settings.compute, title, out)
     drift = reference_logprobs(model, rows[:DRIFT_PAIRS], hardware) - reference[:DRIFT_PAIRS]
     after = {name: value.cpu() for name, value in model.state_dict().items()}
     mean = mean_of(load_native(inputs["model"].path).state_dict(), after)

@@ -62,7 +62,7 @@ def rejection(settings: RejectionSettings, inputs: Mapping[str, Artifact], out: 
     batches = DialogBatches(rows, BATCH, seed_of(settings.seed, "rejection"), settings.micro_tokens, mixed=True)
     steps = len(batches)
     title = f"{settings.member}: fine-tuning on its best answers"
-    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, hardware, title, out)
+    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, settings.compute, title, out)
     before = load_native(inputs["model"].path).state_dict()
     save_native(out.folder, model.config, mean_of(before, model.state_dict()))
     facts = facts_of(rows, steps, settings.learning_rate) | {"best_answers": len(best), "replayed": len(replayed)}

@@ -79,7 +79,7 @@ def train_reward(settings: RewardSettings, inputs: Mapping[str, Artifact], out: 
     model = RewardModel(load_native(inputs["adopt"].path)).to(hardware.device)
     batches = PairBatches(train, settings.batch_pairs, seed_of(settings.seed, "reward"), settings.micro_tokens)
     title = f"{settings.member}: reward model"
-    state = tune(model, reward, batches, len(batches), settings.learning_rate, hardware, title, out)
+    state = tune(model, reward, batches, len(batches), settings.learning_rate, settings.compute, title, out)
     scores = score(model, samples, wanted(samples, test), tokenizer, hardware.dtype)
     out.write_json("scores.json", scores)
     facts = {"pairs": len(train), "held_out_pairs": len(test), "learning_rate": settings.learning_rate}

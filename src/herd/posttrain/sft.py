@@ -46,7 +46,7 @@ def sft(settings: SftSettings, inputs: Mapping[str, Artifact], out: Draft) -> No
     batches = DialogBatches(rows, settings.batch_dialogs, seed_of(settings.seed, "sft"), settings.micro_tokens)
     steps = len(batches) * settings.epochs
     title = f"{settings.member}: supervised fine-tuning"
-    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, hardware, title, out)
+    state = tune(model, dialog_tokens, batches, steps, settings.learning_rate, settings.compute, title, out)
     save_native(out.folder, model.config, model.state_dict())
     facts = facts_of(rows, steps, settings.learning_rate)
     write_training(out, state, facts)

@@ -14,10 +14,11 @@ from herd.console import warn
 from herd.data.loader import derive_seed
 from herd.model.dialog import Dialog, encode
 from herd.model.tokenizer import Tokenizer
-from herd.recipe import Optimizer
+from herd.recipe import Compute, Optimizer
 from herd.train.batches import DialogBatch, Row, dialog_batch
-from herd.train.hardware import Hardware
-from herd.train.loop import Batches, Plan, TrainState, train
+from herd.train.hardware import choose_hardware
+from herd.train.loop import Plan, TrainState, train
+from herd.train.network import Batches
 from herd.train.objective import Objective
 from herd.train.optim import Schedule
 
@@ -65,15 +66,15 @@ def tune(
     batches: Batches,
     steps: int,
     learning_rate: float,
-    hardware: Hardware,
+    compute: Compute,
     title: str,
     out: Draft,
 ) -> TrainState:
     """One fine-tuning run with a short warm-up and a cosine to a twentieth of the peak; resumes from `out.work`."""
     warmup = max(1, round(WARMUP_SHARE * steps))
     schedule = Schedule(learning_rate, FINAL_SHARE * learning_rate, warmup, steps)
-    plan = Plan(steps, schedule, OPTIMIZER)
-    return train(model, objective, batches, plan, hardware, title, out.work)
+    plan = Plan(steps, schedule, OPTIMIZER, compute)
+    return train(model, objective, batches, plan, choose_hardware(compute), title, out.work)
 
 
 def facts_of(rows: Sequence[Row], steps: int, learning_rate: float) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
-from herd.model.formats.native import build, load_native, save_native
+from herd.model.formats.native import build, open_native, save_native
 from herd.model.formats.weights import write_tensors
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
 from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, late_mixture, training_mix, upsampling
 from herd.train.average import average_checkpoints
 from herd.train.hardware import choose_hardware
+from herd.train.launch import open_network, whole_model
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.optim import Schedule
@@ -31,9 +32,9 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
     assert rules is not None
     shards = load_shards(inputs["shards"].path)
     initial = inputs["pretrain"].json("training.json")
-    model = load_native(inputs["model"].path)
-    config, hardware = model.config, choose_hardware(settings.compute)
-    model.to(hardware.device)
+    config, weights = open_native(inputs["model"].path)
+    hardware = choose_hardware(settings.compute)
+    network = open_network(config, weights.__getitem__, settings.compute, hardware)
     sequences = max(1, round(initial["batch_tokens"] / config.context))
     tokens = rules.tokens or (rules.share or 0.1) * initial["tokens"]
     steps = max(rules.checkpoints, round(tokens / (sequences * config.context)))
@@ -45,32 +46,36 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
         steps * sequences * config.context * config.train_flops_per_token(),
     )
     mixture = late_mixture(shards, training_mix(settings.mix, inputs), initial["tokens"])
-    weights = upsampling({**rules.upsample}, shards)
-    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), weights, mixture)
+    factors = upsampling({**rules.upsample}, shards)
+    batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "anneal"), factors, mixture)
     moments = [round(steps * (i + 1) / rules.checkpoints) for i in range(rules.checkpoints)]
     kept = [out.work / f"average-{step}.safetensors" for step in moments]
 
     def keep(step: int) -> None:
-        partial = out.work / "average.partial"
-        write_tensors(partial, dict(model.named_parameters()))
-        partial.replace(out.work / f"average-{step}.safetensors")
+        if (state := network.gather()) is not None:
+            partial = out.work / "average.partial"
+            write_tensors(partial, state)
+            partial.replace(out.work / f"average-{step}.safetensors")
 
     def score(candidate: Transformer) -> DocumentLosses:
         return score_documents(candidate, shards.heldout, config.context, hardware.dtype, settings.max_documents)
 
-    before = score(model)
+    before = score(build(config, weights).to(hardware.device)) if network.leads else None
     title = f"{settings.member}: annealing"
     state = train(
-        model,
+        network,
         next_token,
         batches,
-        Plan(steps, plan.schedule, settings.pretrain.optimizer),
+        Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute),
         hardware,
         title,
         out.work,
         moments,
         keep,
     )
+    model = whole_model(network, config, hardware)
+    if model is None or before is None:
+        return  # the first rank writes and measures
     averaged = build(config, average_checkpoints(kept)).to(hardware.device)
     save_native(out.folder, config, averaged.state_dict())
     write_training(out, state, plan_facts(plan, shards))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import Field, field_serializer
 
 from herd.artifact import Artifact, Draft
@@ -23,6 +22,7 @@ from herd.recipe import Compute, Member, Pretrain, Scaling, Section
 from herd.recipe_data import Mix
 from herd.scaling.forecast import Forecast
 from herd.train.hardware import Hardware, choose_hardware
+from herd.train.launch import fresh, open_network, whole_model
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.record import write_training
@@ -86,20 +86,23 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
             "make the forecast anew with --force forecast"
         )
     hardware = choose_hardware(settings.compute)
-    model = new_model(plan.config, derive_seed(settings.seed, "init"), hardware)
+    weights = fresh(plan.config, derive_seed(settings.seed, "init"))
+    network = open_network(plan.config, weights, settings.compute, hardware)
     mixture, rows = mixture_for(shards, training_mix(settings.mix, inputs), plan.tokens)
     for line in mix_lines(rows):
         say(line)
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "order"), mixture=mixture)
     state = train(
-        model,
+        network,
         next_token,
         batches,
-        Plan(plan.steps, plan.schedule, settings.pretrain.optimizer),
+        Plan(plan.steps, plan.schedule, settings.pretrain.optimizer, settings.compute),
         hardware,
         f"{settings.member.name}: initial pre-training",
         out.work,
     )
+    if (model := whole_model(network, plan.config, hardware)) is None:
+        return  # the first rank writes and measures
     save_native(out.folder, plan.config, model.state_dict())
     losses = score_documents(model, shards.heldout, plan.config.context, hardware.dtype, settings.max_documents)
     write_training(out, state, plan_facts(plan, shards) | {"mix": [row._asdict() for row in rows]})
@@ -109,7 +112,7 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
 def new_model(config: ModelConfig, seed: int, hardware: Hardware) -> Transformer:
     """A network with initial weights drawn from the seed; the draws are made on the CPU so that devices agree."""
     model = Transformer(config)
-    init_weights(model, torch.Generator().manual_seed(seed))
+    init_weights(model, seed)
     return model.to(hardware.device)
 
 

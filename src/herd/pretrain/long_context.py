@@ -10,7 +10,7 @@ from herd.data.loader import derive_seed
 from herd.data.shards import load_shards
 from herd.evaluate.perplexity import DocumentLosses, score_documents
 from herd.evidence import write_claims
-from herd.model.formats.native import build, load_native, save_native
+from herd.model.formats.native import build, open_native, save_native
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
 from herd.pretrain.plan import (
@@ -22,6 +22,7 @@ from herd.pretrain.plan import (
     training_mix,
 )
 from herd.train.hardware import choose_hardware
+from herd.train.launch import open_network, whole_model
 from herd.train.loop import Plan, train
 from herd.train.objective import next_token
 from herd.train.optim import Schedule
@@ -38,10 +39,9 @@ def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Dr
     shards = load_shards(inputs["shards"].path)
     before = inputs["pretrain"].json("training.json")
     hardware = choose_hardware(settings.compute)
-    source = load_native(inputs["pretrain"].path)
-    config = source.config.stretched(long.context_tokens, long_context_scaling(settings.pretrain))
-    model = build(config, source.state_dict()).to(hardware.device)
-    unstretched = build(replace(config, rope_scaling=None), source.state_dict()).to(hardware.device)
+    original, weights = open_native(inputs["pretrain"].path)
+    config = original.stretched(long.context_tokens, long_context_scaling(settings.pretrain))
+    network = open_network(config, weights.__getitem__, settings.compute, hardware)
 
     sequences = max(1, round(before["batch_tokens"] / long.context_tokens))
     steps = max(1, round(long.share * before["tokens"] / (sequences * long.context_tokens)))
@@ -56,13 +56,19 @@ def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Dr
     def score(candidate: Transformer) -> DocumentLosses:
         return score_documents(candidate, shards.heldout, long.context_tokens, hardware.dtype, settings.max_documents)
 
-    start = min(score(model), score(unstretched), key=lambda losses: losses.nats_per_token)
+    start = None
+    if network.leads:
+        shapes = config, replace(config, rope_scaling=None)
+        candidates = (build(shape, weights).to(hardware.device) for shape in shapes)
+        start = min(map(score, candidates), key=lambda losses: losses.nats_per_token)
     mixture = late_mixture(shards, training_mix(settings.mix, inputs), before["tokens"])
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"), mixture=mixture)
     title = f"{settings.member}: context {long.context_tokens}"
-    state = train(
-        model, next_token, batches, Plan(steps, plan.schedule, settings.pretrain.optimizer), hardware, title, out.work
-    )
+    how = Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute)
+    state = train(network, next_token, batches, how, hardware, title, out.work)
+    model = whole_model(network, config, hardware)
+    if model is None or start is None:
+        return  # the first rank writes and measures
     save_native(out.folder, config, model.state_dict())
     write_training(out, state, plan_facts(plan, shards))
     after = score(model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
+import time
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,11 @@ import torch
 from herd.console import HerdError
 from herd.process import cores
 from herd.recipe import Compute
+
+PEAK_SIZES = {"cuda": (4096, 8192), "mps": (1024, 2048)}  # rows and columns of the products that measure the peak
+PEAK_SIZES_CPU = (1024, 2048)
+PEAK_TRIES = 10  # of a size, in at most so many seconds
+PEAK_SECONDS = 0.4
 
 
 class Hardware(NamedTuple):
@@ -25,22 +31,7 @@ class Hardware(NamedTuple):
 
 
 def choose_hardware(compute: Compute) -> Hardware:
-    """`local_hardware` of what one process does alone.
-
-    Raises HerdError where the mesh asks for more, or more were started.
-    """
-    hardware = local_hardware(compute)
-    started = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
-    if max(compute.mesh.size, started) > 1:
-        raise HerdError(
-            f"compute.mesh: {compute.mesh.size} processes asked for, {started} started; this version trains in one "
-            "(tp=cp=pp=dp=1). `herd recipe check` plans such a recipe"
-        )
-    return hardware
-
-
-def local_hardware(compute: Compute) -> Hardware:
-    """Resolve `auto`. bfloat16 where it is native, since emulated it is slower than float32.
+    """Resolve `auto`, for this process. bfloat16 where it is native, since emulated it is slower than float32.
 
     Raises HerdError where the named device is not there.
     """
@@ -60,6 +51,42 @@ def _native_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest large matrix product on a device, with the threads this process has: what MFU divides by.
+
+    Takes about a second on a CPU, once in a process. Where several ranks share a machine they should measure at the
+    same time, or each finds what it would have alone.
+    """
+    return _peak(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    best = 0.0
+    draw = torch.Generator(device).manual_seed(0)  # random: products of ones heat a GPU less, and run faster
+    for size in PEAK_SIZES.get(device.type, PEAK_SIZES_CPU):
+        left, right = (torch.randn(size, size, generator=draw, device=device).to(dtype) for _ in range(2))
+        torch.nn.functional.linear(left, right)  # the first call allocates, and packs weights
+        began = time.perf_counter()
+        for tries in range(PEAK_TRIES):
+            synchronize(device)
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            synchronize(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+            if tries and time.perf_counter() - began > PEAK_SECONDS:
+                break
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The only training loop: next-token, dialogs, reward and preference by the same steps.
+"""The only training loop: next-token, dialogs, reward and preference by the same steps, on one process or a mesh.
 
 A step is: batch, forward and backward over its micro-batches (losses weighted by tokens), clip, AdamW. The state is
 checkpointed by the clock, less often where that takes long, and restored bit for bit, so a killed run ends with the
@@ -7,68 +7,66 @@ weights of an undisturbed one.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from herd.console import HerdError, progress
+from herd.console import HerdError, progress, warn
 from herd.process import release_memory
 from herd.recipe import Optimizer
-from herd.train.checkpoint import load_checkpoint, save_checkpoint
+from herd.recipe_compute import Compute
+from herd.train.anomaly import Watch
+from herd.train.checkpoint import Checkpoints
 from herd.train.hardware import Hardware
-from herd.train.objective import Objective
+from herd.train.metrics import bits_per_byte
+from herd.train.network import Batches, Network, Whole
+from herd.train.objective import Objective, next_token
 from herd.train.optim import Schedule, adamw
+from herd.train.telemetry import Telemetry
 
-CHECKPOINT_EVERY_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.04  # of the time at most: 135M parameters with their optimizer state take 5 s to write
 RELEASE_EVERY_SECONDS = 45.0  # without this the heap of a 135M network grew from 5 to 6.3 GB in a hundred steps
 LOG_POINTS = 400
 
 
-class TrainBatch(Protocol):
-    """What a step trains on. `count` is what its summed loss is divided by: targets, or pairs."""
-
-    @property
-    def count(self) -> int: ...
-
-    def split(self, rows: int) -> Iterator[TrainBatch]:
-        """Micro-batches of at most so many rows."""
-        ...
-
-
-class Batches(Protocol):
-    """Batches by step: a Loader, or anything that gives the same batch for the same step."""
-
-    def __getitem__(self, step: int) -> TrainBatch: ...
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How to train: `steps` steps over `batches`, at most `micro_sequences` rows at a time through the network."""
+    """How to train: `steps` steps; `compute` says how they are computed, saved and watched.
+
+    `bytes_per_token`: of the text, where losses are to be logged in bits a byte too.
+    """
 
     steps: int
     schedule: Schedule
     optimizer: Optimizer
-    micro_sequences: int = 64
+    compute: Compute = field(default_factory=Compute)
+    bytes_per_token: float | None = None
+
+
+class Step(NamedTuple):
+    """Mean loss, gradient norm before clipping, and what the loss was divided by."""
+
+    loss: float
+    norm: float
+    count: int
 
 
 @dataclass
 class TrainState:
-    """What a run has to show: its metrics so far (one row a log point) and the seconds it took."""
+    """What a run has to show: its metrics so far (one row a log point), what went wrong at which step, and seconds."""
 
     metrics: list[dict[str, float]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module | Network,
     objective: Objective,
     batches: Batches,
     plan: Plan,
@@ -78,78 +76,153 @@ def train(
     at: Sequence[int] = (),
     on_reach: Callable[[int], None] | None = None,
 ) -> TrainState:
-    """Train `model` in place; returns its metrics.
+    """Train a model in place, or a network that `launch.open_network` spread over ranks; returns its metrics.
 
-    `checkpoints`: folder to save to and resume from. `on_reach(step)` is called after each number of steps in `at`
-    (also again after a resume, with the same weights). Metrics hold nothing that depends on the clock.
-    Raises HerdError on a loss that is not finite, naming the step.
+    `checkpoints`: folder to save to and resume from. `on_reach(step)` is called on every rank after each number of
+    steps in `at` (also again after a resume, with the same weights). Metrics hold nothing that depends on the clock.
+    Raises HerdError on a loss that is not finite, naming the step, unless the recipe lets it go on.
     """
-    optimizer = adamw(model, plan.optimizer)
-    state, done = TrainState(), 0
-    pending: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # steps since the last log point
-    if checkpoints and (found := load_checkpoint(checkpoints, model, optimizer)):
-        done, extra = found
-        pending = [(torch.tensor(loss), torch.tensor(norm), tokens) for loss, norm, tokens in extra.pop("pending")]
-        state = TrainState(**extra)
-    saved = released = started = time.monotonic()
-    wait = CHECKPOINT_EVERY_SECONDS
-    before = state.seconds
-    log_every = max(1, plan.steps // LOG_POINTS)
-    model.train()
-    with progress(title, plan.steps) as bar:
-        while done < plan.steps:
-            pending.append(train_step(model, objective, batches[done], optimizer, plan, done, hardware))
-            done += 1
-            if done % log_every == 0 or done == plan.steps:
-                _log(state, pending, done, plan.schedule(done - 1), title)
-                state.seconds = before + time.monotonic() - started
-                rate = state.tokens / state.seconds
-                bar.update(done, f"loss {state.metrics[-1]['loss']:.3f}  {rate:,.0f} tokens/s")
-            if on_reach and done in at:
-                on_reach(done)
-            if checkpoints and (begun := time.monotonic()) - saved > wait:
-                save_checkpoint(checkpoints, done, model, optimizer, _plain(state, pending))
-                saved = time.monotonic()
-                wait = max(CHECKPOINT_EVERY_SECONDS, (saved - begun) / CHECKPOINT_SHARE)
-            if time.monotonic() - released > RELEASE_EVERY_SECONDS:
-                release_memory()
-                released = time.monotonic()
-    optimizer.zero_grad(set_to_none=True)  # what follows may need the memory
-    state.seconds = before + time.monotonic() - started
-    return state
+    network = Whole(model, hardware, plan.compute) if isinstance(model, nn.Module) else model
+    run = _Run(network, objective, batches, plan, hardware, title, checkpoints)
+    with run, progress(title, plan.steps) as bar:
+        run.resume()
+        while run.done < plan.steps:
+            run.step()
+            due = run.done % max(1, plan.steps // LOG_POINTS) == 0 or run.done == plan.steps
+            if due and (row := run.log()):
+                bar.update(run.done, f"loss {row['loss']:.3f}  {run.speed():,.0f} tokens/s")
+            if on_reach and run.done in at:
+                on_reach(run.done)
+            run.save_in_time()
+            run.telemetry.restart()
+    return run.state
 
 
-def train_step(
-    model: nn.Module, objective: Objective, batch: TrainBatch, optimizer: Any, plan: Plan, step: int, hardware: Hardware
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """One optimizer step; mean loss, gradient norm before clipping, and what the loss was divided by."""
+class _Run:
+    """One training: what moves from step to step."""
+
+    def __init__(
+        self,
+        network: Network,
+        objective: Objective,
+        batches: Batches,
+        plan: Plan,
+        hardware: Hardware,
+        title: str,
+        folder: Path | None,
+    ) -> None:
+        self.done = 0
+        self._network, self._objective, self._batches, self._plan = network, objective, batches, plan
+        self._title = title
+        self._optimizer = adamw(network.trained.values(), plan.optimizer)
+        known = network.config if objective is next_token else None
+        self.telemetry = Telemetry(network.place, folder, plan.compute, hardware, known)
+        self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
+        self._watch = Watch(plan.compute.anomalies)
+        saving = plan.compute.checkpoints
+        self._checkpoints = Checkpoints(saving.to or folder, saving) if saving.to or folder else None
+        self._wait = saving.every_seconds
+        self._saved = self._released = self._started = time.monotonic()
+        self._before = 0.0
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, where there is one."""
+        if self._checkpoints and (found := self._checkpoints.load(self._network.saved, self._optimizer)):
+            self.done, extra = found
+            self._network.loaded(self._optimizer)
+            self._pending = [Step(*row) for row in extra["pending"]]
+            self.state = TrainState(**extra["state"])
+            self._watch.restore(extra["watch"])
+            self._before = self.state.seconds
+        self.telemetry.begin(self._title, self.done)
+
+    def step(self) -> None:
+        """One step, or what the recipe says where it went wrong."""
+        network, telemetry, number = self._network, self.telemetry, self.done + 1
+        with telemetry.own(number, "batch"):
+            batch = network.read(self._batches, self.done)
+        telemetry.entered(number, "forward and backward")
+        result = train_step(network, self._objective, batch, self._plan)
+        verdict = self._watch.judge(number, result.loss, result.norm)
+        if verdict.reason:
+            self.state.events.append({"step": number, "action": verdict.action, "reason": verdict.reason})
+            if network.leads and verdict.action != "stop":
+                warn(f"{self._title}: {verdict.reason}")
+        if verdict.action == "stop":
+            raise HerdError(f"{self._title}: {verdict.reason}")
+        if verdict.action == "go":
+            with telemetry.own(number, "optimizer"):
+                set_rate(self._optimizer, self._plan.schedule(self.done))
+                self._optimizer.step()
+            self._pending.append(result)
+        elif verdict.action == "roll-back":
+            self._roll_back()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.done = number
+        telemetry.completed(number)
+
+    def _roll_back(self) -> None:
+        """Weights and moments of the newest checkpoint; the batches since then, this one included, are given up."""
+        found = self._checkpoints and self._checkpoints.load(self._network.saved, self._optimizer)
+        if found:
+            self._network.loaded(self._optimizer)
+        if self._network.leads:
+            back = f"the weights of step {found[0]}" if found else "no checkpoint yet, so the step is skipped"
+            warn(f"{self._title}: {back}")
+
+    def log(self) -> dict[str, float]:
+        """The row of a log point: means over the steps since the last one; empty where none counted."""
+        if not self._pending:
+            return {}
+        loss = sum(row.loss for row in self._pending) / len(self._pending)
+        norm = sum(row.norm for row in self._pending) / len(self._pending)
+        tokens = sum(row.count for row in self._pending)
+        self.state.tokens += tokens
+        row = {"step": self.done, "tokens": self.state.tokens, "loss": loss}
+        if self._plan.bytes_per_token:
+            row["bits_per_byte"] = bits_per_byte(loss, self._plan.bytes_per_token)
+        row |= {"gradient_norm": norm, "learning_rate": self._plan.schedule(self.done - 1)}
+        self.state.metrics.append(row)
+        self.telemetry.write(row, tokens)
+        self._pending.clear()
+        self.state.seconds = self._before + time.monotonic() - self._started
+        return self.state.metrics[-1]
+
+    def speed(self) -> float:
+        return self.state.tokens / self.state.seconds
+
+    def save_in_time(self) -> None:
+        """Save where it is time, and give memory back."""
+        now = time.monotonic()
+        self.telemetry.entered(self.done, "checkpoint")
+        if self._checkpoints and self._network.agree(now - self._saved > self._wait):
+            extra = {"pending": self._pending, "state": asdict(self.state), "watch": self._watch.state()}
+            loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
+            self._checkpoints.save(self.done, self._network.saved, self._optimizer, extra, loss)
+            self._saved = time.monotonic()
+            self._wait = max(self._plan.compute.checkpoints.every_seconds, (self._saved - now) / CHECKPOINT_SHARE)
+        if now - self._released > RELEASE_EVERY_SECONDS:
+            release_memory()
+            self._released = now
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """The last save is done, or was given up with the run."""
+        with self.telemetry:
+            if self._checkpoints:
+                self._checkpoints.__exit__(kind, error, trace)
+        self.state.seconds = self._before + time.monotonic() - self._started
+
+
+def train_step(network: Network, objective: Objective, batch: Any, plan: Plan) -> Step:
+    """Gradients of a step's batch, clipped; the optimizer's step is the caller's."""
+    loss, count = network.accumulate(objective, batch)
+    norm = network.clip(plan.optimizer.clip_norm)
+    return Step(float(loss), float(norm), count)
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = plan.schedule(step)
-    optimizer.zero_grad(set_to_none=True)
-    count, total = batch.count, torch.zeros((), device=hardware.device)
-    for part in batch.split(plan.micro_sequences):
-        loss = objective(model, part, hardware.dtype) / count
-        loss.backward()
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.clip_norm)
-    optimizer.step()
-    return total, norm, count
-
-
-def _log(
-    state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]], step: int, rate: float, title: str
-) -> None:
-    loss = float(torch.stack([row[0] for row in pending]).mean())
-    norm = float(torch.stack([row[1] for row in pending]).mean())
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise HerdError(f"{title}: loss {loss}, gradient norm {norm} at step {step}; lower the learning rate")
-    state.tokens += sum(row[2] for row in pending)
-    state.metrics.append(
-        {"step": step, "tokens": state.tokens, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
-    )
-    pending.clear()
-
-
-def _plain(state: TrainState, pending: list[tuple[torch.Tensor, torch.Tensor, int]]) -> dict[str, Any]:
-    rows = [[float(loss), float(norm), tokens] for loss, norm, tokens in pending]
-    return {"metrics": state.metrics, "tokens": state.tokens, "seconds": state.seconds, "pending": rows}
+        group["lr"] = rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,9 @@ class Schedule:
         return self.final + (self.peak - self.final) * share
 
 
-def adamw(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW with decoupled decay on matrices only: norms are not decayed (spec appendix B)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW with decoupled decay on matrices only: norms are not decayed (spec appendix B), frozen ones not trained."""
+    parameters = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
