@@ -7,7 +7,8 @@ number of steps of the next burst, an empty one the end; each burst is answered 
 
 Every side trains the same shape on the same tokens with AdamW and the gradient's norm clipped to 1:
 
-- eager, compiled: `herd.train.loop.train_step`; compiled with `compute.compile`.
+- eager, compiled, mesh-1x1x1x1: the step of herd's loop on one process; with compiled blocks; and through the
+  machinery of a mesh, of one rank.
 - huggingface-*: the real `transformers.Trainer` on a data set in memory; bursts are cut by a callback. Its bf16 on a
   CPU is autocast over float32 weights (accelerate wraps the model's forward); the loss is computed in float32.
 - litgpt-*: litgpt's network, precision (bf16-mixed: autocast) and chunked head and loss in a plain loop with torch's
@@ -93,10 +94,8 @@ def main() -> None:
         train_huggingface(size, "fp32" if "fp32" in side else precision, side.endswith("compiled"))
     elif side.startswith("litgpt"):
         repeat(litgpt_step(size, precision, side.endswith("compiled")))
-    elif side == "compiled":
-        repeat(our_compiled_step(size, threads))
     else:
-        repeat(our_step(size, threads))
+        repeat(our_step(size, threads, side))
 
 
 def repeat(step: Callable[[], Any]) -> NoReturn:
@@ -128,40 +127,58 @@ def token_ids(size: Size) -> Any:
     return np.random.default_rng(0).integers(0, size.vocab, (size.rows, size.context + 1))
 
 
-def our_compiled_step(size: Size, threads: int) -> Callable[[], Any]:
+def our_network(size: Size, side: str) -> Any:
+    """Whole, with compiled blocks, or by the machinery of a mesh of one rank."""
+    import torch.distributed as dist
+
+    from herd.model.config import ModelConfig
+    from herd.recipe_compute import Compute, Mesh
     from herd.train.compiled import compile_blocks
+    from herd.train.hardware import local_hardware
+    from herd.train.launch import fresh, open_network
+    from herd.train.parallel.network import Sharded
+    from herd.train.parallel.world import world_of
 
-    return our_step(size, threads, compile_blocks)
+    compute = Compute(device="cpu")
+    hardware = local_hardware(compute)
+    config = ModelConfig(
+        size.layers, size.dim, size.heads, size.kv_heads, size.ffn_dim, size.vocab, size.dim // size.heads,
+        size.context, size.tied,
+    )  # fmt: skip
+    if side == "mesh-1x1x1x1":
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return Sharded(config, fresh(config, 0), world_of(Mesh(), hardware.device), compute, hardware)
+    network: Any = open_network(config, fresh(config, 0), compute, hardware)
+    if side == "compiled":
+        compile_blocks(network.model)
+    return network
 
 
-def our_step(size: Size, threads: int, prepare: Callable[[Any], object] | None = None) -> Callable[[], Any]:
-    """A step of `herd.train.loop` on one process; `prepare` may change the network before its optimizer is made."""
+def our_step(size: Size, threads: int, side: str) -> Callable[[], Any]:
+    """A step as the loop makes it."""
     import numpy as np
 
     from herd.data.loader import Batch
-    from herd.model.config import ModelConfig
-    from herd.pretrain.initial import new_model
     from herd.recipe import Optimizer
-    from herd.recipe_compute import Compute
-    from herd.train.hardware import choose_hardware
-    from herd.train.loop import Plan, train_step
+    from herd.train.loop import Plan, set_rate, train_step
     from herd.train.objective import next_token
     from herd.train.optim import Schedule, adamw
     from herd.train.workers import set_threads
 
     set_threads(threads)
-    hardware, ids = choose_hardware(Compute(device="cpu")), token_ids(size)
-    config = ModelConfig(
-        size.layers, size.dim, size.heads, size.kv_heads, size.ffn_dim, size.vocab, size.dim // size.heads,
-        size.context, size.tied,
-    )  # fmt: skip
-    model = new_model(config, 0, hardware)
-    if prepare:
-        prepare(model)
+    network, ids = our_network(size, side), token_ids(size)
     batch = Batch(ids[:, :-1], ids[:, 1:], np.zeros((size.rows, size.context), int))
-    plan = Plan(1, Schedule(LEARNING_RATE, LEARNING_RATE, 0, 1), Optimizer(clip_norm=CLIP))
-    optimizer = adamw(model, plan.optimizer)
-    return lambda: train_step(model, next_token, batch, optimizer, plan, 0, hardware)
+    settings = Optimizer(betas=BETAS, weight_decay=WEIGHT_DECAY, clip_norm=CLIP)
+    plan = Plan(1, Schedule(LEARNING_RATE, LEARNING_RATE, 0, 1), settings)
+    optimizer = adamw(network.trained.values(), settings)
+
+    def step() -> None:
+        train_step(network, next_token, batch, plan)
+        set_rate(optimizer, LEARNING_RATE)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def train_huggingface(size: Size, precision: str, compiled: bool) -> None:

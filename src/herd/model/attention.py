@@ -9,8 +9,7 @@ Shape suffixes: B batch, H heads, K key-value heads, G query heads a key-value h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
     queries, keys = q_BHTE.shape[2], k_BKSE.shape[2]
     k, v = k_BKSE.to(q_BHTE.dtype), v_BKSE.to(q_BHTE.dtype)
     if queries == keys <= BLOCKED_UP_TO and _blocks_win(q_BHTE):
-        return _blocked(q_BHTE, k, v, mask)
+        return _BlockedAttention.apply(q_BHTE, k, v, mask)
     if queries == 1:
         return _attend_one(q_BHTE.reshape(q_BHTE.shape[0], k.shape[1], -1, q_BHTE.shape[3]), k, v, mask).view_as(q_BHTE)
     if mask is None and 1 < queries < keys:
@@ -107,10 +106,6 @@ class _BlockedAttention(torch.autograd.Function):
             dk[:, :, :end] += d_scores.mT @ q_rows
         dq *= q_BHTE.shape[-1] ** -0.5
         return dq, dk.to(k_BKTE.dtype), dv.to(v_BKTE.dtype), None
-
-
-# Compiled, its loop over blocks took 100 s of compiling and saved nothing.
-_blocked = cast(Callable[..., Tensor], torch.compiler.disable(_BlockedAttention.apply))
 
 
 def _grouped(x_BHTE: Tensor, k_BKSE: Tensor, start: int, end: int) -> Tensor:
