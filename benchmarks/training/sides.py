@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -134,19 +135,20 @@ def our_network(size: Size, side: str) -> Any:
     from herd.model.config import ModelConfig
     from herd.recipe_compute import Compute, Mesh
     from herd.train.compiled import compile_blocks
-    from herd.train.hardware import local_hardware
+    from herd.train.hardware import choose_hardware
     from herd.train.launch import fresh, open_network
     from herd.train.parallel.network import Sharded
     from herd.train.parallel.world import world_of
 
     compute = Compute(device="cpu")
-    hardware = local_hardware(compute)
+    hardware = choose_hardware(compute)
     config = ModelConfig(
         size.layers, size.dim, size.heads, size.kv_heads, size.ffn_dim, size.vocab, size.dim // size.heads,
         size.context, size.tied,
     )  # fmt: skip
     if side == "mesh-1x1x1x1":
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        meeting = f"file://{tempfile.mkdtemp()}/store"
+        dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
         return Sharded(config, fresh(config, 0), world_of(Mesh(), hardware.device), compute, hardware)
     network: Any = open_network(config, fresh(config, 0), compute, hardware)
     if side == "compiled":
@@ -182,8 +184,6 @@ def our_step(size: Size, threads: int, side: str) -> Callable[[], Any]:
 
 
 def train_huggingface(size: Size, precision: str, compiled: bool) -> None:
-    import tempfile
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 

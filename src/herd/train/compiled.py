@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,5 +28,5 @@ def compile_blocks(model: nn.Module) -> None:
         raise HerdError(f"compute.compile: torch.compile needs a C++ compiler, and '{compiler}' is not on PATH")
     for block in model.modules():
         if isinstance(block, Block):
-            block.attention.attend = torch.compiler.disable(block.attention.attend)
+            block.attention.attend = cast(Any, torch.compiler.disable(block.attention.attend))
             block.compile()
