@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from curation import extraction, minhash, scaling
 from curation.corpus import Corpus, contents, corpus, first_records
-from forward_backward import PEERS, machine
+from peers import PEERS, machine
 
 HERE = Path(__file__).parent / "curation"
 DATATROVE = [

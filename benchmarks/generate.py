@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forward_backward import machine, peer
+from peers import machine, peer
 
 PROMPT, SAMPLES, LONGEST, SHORTEST, ROUNDS = 512, 16, 128, 32, 3
 SIDES = ("ours-bf16", "ours-int4", "huggingface-bf16", "huggingface-fp32", "llamacpp-f16", "llamacpp-q4_0")

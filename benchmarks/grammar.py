@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forward_backward import machine, peer
+from peers import machine, peer
 
 ROUNDS = 3
 SIDES = ("llguidance", "xgrammar")

@@ -1,9 +1,12 @@
 """The chunked output head gives torch's loss and gradients."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from herd.train import cross_entropy
 from herd.train.cross_entropy import CHUNK_ROWS, linear_cross_entropy
 
 
@@ -23,8 +26,11 @@ def both(rows: int, dim: int, vocabulary: int, dtype: torch.dtype, scale: float 
     return results
 
 
-@pytest.mark.parametrize("rows", [1, 2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 77])
-def test_equals_torch_in_float64(rows):
+@pytest.mark.parametrize("rows", [0, 1, 2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 77])
+@pytest.mark.parametrize("piece_rows", [100, 10_000], ids=["in pieces", "whole chunks"])
+def test_equals_torch_in_float64(rows, piece_rows, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", CHUNK_ROWS * 37)
+    monkeypatch.setattr(cross_entropy, "PIECE_LOGITS", piece_rows * 37)
     for ours, theirs in zip(*both(rows, 12, 37, torch.float64, scale=0.37), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
@@ -43,6 +49,22 @@ def test_bfloat16_products_keep_a_float32_loss_and_gradients_in_the_types_of_the
     loss.backward()
     assert hidden.grad is not None and weight.grad is not None
     assert (loss.dtype, hidden.grad.dtype, weight.grad.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+
+
+def test_the_loss_is_exact_where_the_targets_probability_underflows():
+    hidden, weight = torch.tensor([[300.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.ones(1, dtype=torch.long), torch.float32)
+    loss.backward()
+    assert loss.item() == 600
+    assert hidden.grad is not None and hidden.grad.item() == 2
+
+
+def test_a_nearly_certain_target_keeps_its_small_gradient_in_bfloat16():
+    """1 - p is 3e-4 here; p itself would round to 1 in bfloat16."""
+    hidden, weight = torch.tensor([[8.0]], requires_grad=True), torch.tensor([[1.0], [0.0]], requires_grad=True)
+    linear_cross_entropy(hidden, weight, torch.zeros(1, dtype=torch.long), torch.bfloat16).backward()
+    assert weight.grad is not None
+    assert weight.grad[0].item() == pytest.approx(-8 / (1 + math.exp(8)), rel=1e-2)
 
 
 def test_large_logits_do_not_overflow():

@@ -70,7 +70,7 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(ctx: Any, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, width = q_BHTE.shape
         out_BHTE = q_BHTE.new_empty(batch, length, heads, width).transpose(1, 2)
-        q_BHTE, blocks = q_BHTE * width**-0.5, []
+        q_BHTE, v_BKTE, blocks = q_BHTE * width**-0.5, v_BKTE.contiguous(), []  # or each block would copy its values
         for start in range(0, length, BLOCK_ROWS):
             end = min(start + BLOCK_ROWS, length)
             scores = _grouped(q_BHTE, k_BKTE, start, end) @ k_BKTE[:, :, :end].mT
