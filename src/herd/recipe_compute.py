@@ -102,6 +102,11 @@ class Compute(Section):
         default=[], exclude=True, description="where metrics go besides metrics.jsonl"
     )
 
+    @property
+    def micro_rows(self) -> int:
+        """Most sequences of a micro-batch: given, or 1 in pipelines, which need many, and 64 elsewhere."""
+        return self.micro_sequences or (1 if self.mesh.pp > 1 else 64)
+
     @model_validator(mode="after")
     def _fits(self) -> Compute:
         in_halves = self.pipeline.schedule in ("interleaved-zero-bubble", "zbv-zero-bubble", "dualpipe-v")

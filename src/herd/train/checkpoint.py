@@ -55,8 +55,13 @@ class Checkpoints:
     ends with the last save done.
     """
 
-    def __init__(self, folder: str | Path, saving: Saving | None = None) -> None:
-        """`saving.to` is not looked at: the caller decides on `folder`. Raises HerdError for an unknown address."""
+    def __init__(
+        self, folder: str | Path, saving: Saving | None = None, before_write: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """`saving.to` is not looked at: the caller decides on `folder`. `before_write` is called with the name of each
+        file to be written; what it raises fails the save. Raises HerdError for an unknown address.
+        """
+        self._before_write = before_write
         self.folder = open_folder(folder)
         self.saving = saving or Saving()
         self._books = Books(self.folder)
@@ -165,7 +170,7 @@ class Checkpoints:
         loss: float | None,
     ) -> None:
         """Write what `save` collected, and delete what need not be kept. A failure is left for `finish` to tell."""
-        begun, writer = time.monotonic(), Writer(self.folder, step, extra, loss)
+        begun, writer = time.monotonic(), Writer(self.folder, step, extra, loss, self._before_write)
         try:
             state_dict_saver.save(
                 planned,

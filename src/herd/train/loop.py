@@ -120,8 +120,8 @@ class _Run:
         self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
         self._watch = Watch(plan.compute.anomalies)
         saving = plan.compute.checkpoints
-        where = saving.to or folder
-        self._checkpoints = Checkpoints(where, saving) if where else None
+        where = f"{saving.to.rstrip('/')}/{folder.name}" if saving.to and folder else saving.to or folder
+        self._checkpoints = Checkpoints(where, saving, self.telemetry.writing) if where else None
         self._wait = saving.every_seconds
         self._back = 0  # the step of the checkpoint last rolled back to
         self._saved = self._released = self._started = time.monotonic()
@@ -143,8 +143,8 @@ class _Run:
         network, telemetry, number = self._network, self.telemetry, self.done + 1
         with telemetry.own(number, "batch"):
             batch = network.read(self._batches, self.done)
-        telemetry.entered(number, "forward and backward")
-        result = train_step(network, self._objective, batch, self._plan)
+        with telemetry.waiting(f"forward and backward of step {number}"):  # ranks wait for one another in there
+            result = train_step(network, self._objective, batch, self._plan)
         verdict = self._watch.judge(number, result.loss, result.norm)
         if verdict.reason:
             self.state.events.append({"step": number, "action": verdict.action, "reason": verdict.reason})

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from herd.model.config import ModelConfig
+from herd.model.transformer import Block
 from herd.recipe_compute import Compute, Mesh
+from herd.train.compiled import compile_blocks
 from herd.train.hardware import Hardware
 from herd.train.objective import Objective
+from herd.train.recompute import recompute_activations
 from herd.train.stragglers import Place, this_place
-
-MICRO_SEQUENCES = 64  # that pass through the network at once, where the recipe does not say
-
 
 Weights = Callable[[str], Tensor]  # a whole weight by its name, so that no rank needs to hold them all
 
@@ -96,7 +96,10 @@ class Whole:
         self.parameters = dict(model.named_parameters())
         self.config: ModelConfig | None = getattr(model, "config", None)
         self.model, self._hardware = model, hardware
-        self._micro_sequences = compute.micro_sequences or MICRO_SEQUENCES
+        self._compute = compute
+        recompute_activations((m for m in model.modules() if isinstance(m, Block)), compute.recompute)
+        if compute.compile:
+            compile_blocks(model)
 
     def read(self, batches: Batches, step: int) -> TrainBatch:
         return batches[step]
@@ -104,7 +107,7 @@ class Whole:
     def accumulate(self, objective: Objective, batch: TrainBatch) -> tuple[Tensor, int]:
         count, wide = batch.count, torch.promote_types(self._hardware.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=self._hardware.device)
-        for part in batch.split(self._micro_sequences):
+        for part in batch.split(self._compute.micro_rows):
             loss = objective(self.model, part, self._hardware.dtype) / count
             loss.backward()
             total = total + loss.detach()

@@ -87,7 +87,7 @@ def recipe_setting(config: ModelConfig, compute: Compute, context: int, sequence
         compute.mesh,
         context,
         own,
-        micro_sequences=min(own, compute.micro_sequences),
+        micro_sequences=min(own, compute.micro_rows),
         stages_per_rank=compute.pipeline.stages_per_rank,
         group=compute.pipeline.group,
         ends_apart=compute.pipeline.ends_apart,

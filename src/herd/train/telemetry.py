@@ -67,6 +67,11 @@ class Telemetry:
         with self._dog.waiting(what) if self._dog else ExitStack():
             yield
 
+    def writing(self, file: str) -> None:
+        """Before a file of a checkpoint is written. Raises OSError where a fault wants a full disk."""
+        if self._faults:
+            self._faults.writing(file)
+
     def completed(self, step: int) -> None:
         """So many steps are done."""
         now = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from herd.data.loader import Loader
 from herd.model.config import ModelConfig
 from herd.recipe import Optimizer
 from herd.recipe_compute import Compute, Mesh, Pipeline, Saving
+from herd.train import loop
 from herd.train.hardware import Hardware
 from herd.train.launch import fresh
 from herd.train.loop import Plan, TrainState, train
@@ -38,6 +40,7 @@ class Ended(Exception):
 def go_on(folder: Path, mesh: Mesh, until: int = STEPS, kill: tuple[int, float] | None = None):
     """Train from the newest checkpoint, saving after every step; (weights of rank 0, metrics). `kill`: the rank that
     ends itself after so many seconds."""
+    loop.CHECKPOINT_SHARE = math.inf  # however long a save takes
     if kill and kill[0] == distributed.get_rank():
         threading.Timer(kill[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
     stream = np.random.default_rng(0).integers(0, 64, 3000).astype(np.uint16)

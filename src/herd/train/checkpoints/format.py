@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,8 +110,16 @@ def read_manifest(folder: Folder, name: str) -> dict[str, Any]:
 class Writer(StorageWriter):
     """Writes one checkpoint of tensors; one file a process, those of equal tensors in one of them only."""
 
-    def __init__(self, folder: Folder, step: int, extra: dict[str, Any], loss: float | None) -> None:
-        """`extra` must be JSON; the first process's `extra` and `loss` are kept."""
+    def __init__(
+        self,
+        folder: Folder,
+        step: int,
+        extra: dict[str, Any],
+        loss: float | None,
+        before_write: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """`extra` must be JSON; the first process's `extra` and `loss` are kept. `before_write` may raise OSError."""
+        self._before_write = before_write
         self.folder, self.step, self.extra, self.loss = folder, step, extra, loss
         self.name = checkpoint_name(step)
         self.draft = folder.draft(self.name)
@@ -119,6 +127,10 @@ class Writer(StorageWriter):
         self.rank = 0
         self.file_of: dict[tuple[str, torch.Size | None], str] = {}
         self.ranks = 1
+
+    def _write(self, file: str, pieces: Iterable[Bytes]) -> Written:
+        self._before_write(file)
+        return self.folder.write(f"{self.draft}/{file}", pieces)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         pass
@@ -145,7 +157,7 @@ class Writer(StorageWriter):
         results = []
         if plan.items:
             file = _file_name(self.rank)
-            written = self.folder.write(f"{self.draft}/{file}", _safetensors(plan.items, planner))
+            written = self._write(file, _safetensors(plan.items, planner))
             results.append(WriteResult(MetadataIndex(file), written.bytes, written))
         return _done(results)
 
@@ -176,14 +188,14 @@ class Writer(StorageWriter):
             if isinstance(one, TensorStorageMetadata)
         }
         facts = {"schema": SCHEMA, "step": self.step, "ranks": self.ranks, "extra": self.extra, "tensors": tensors}
-        files[METADATA] = self.folder.write(f"{self.draft}/{METADATA}", [canonical_json(facts).encode()])
+        files[METADATA] = self._write(METADATA, [canonical_json(facts).encode()])
         manifest = {
             "schema": SCHEMA,
             "step": self.step,
             "loss": self.loss,
             "files": {name: written._asdict() for name, written in sorted(files.items())},
         }
-        sealed = self.folder.write(f"{self.draft}/{MANIFEST}", [canonical_json(manifest, indent=1).encode()])
+        sealed = self._write(MANIFEST, [canonical_json(manifest, indent=1).encode()])
         self.folder.publish(self.name)
         self.folder.mark(f"{self.name}/{MARKER}", sealed.sha256 + "\n")
 

@@ -20,6 +20,7 @@ from herd.model.config import ModelConfig
 from herd.model.rope import rotary_frequencies, rotary_table
 from herd.model.transformer import Transformer
 from herd.recipe_compute import Compute
+from herd.train.compiled import compile_blocks
 from herd.train.hardware import Hardware
 from herd.train.network import Batches, Weights
 from herd.train.objective import Objective, computing_in
@@ -87,8 +88,6 @@ class Sharded:
             spread_positions(stage, world.group("cp"))
         recompute_activations(stage.blocks, self._compute.recompute)
         if self._compute.compile:
-            from herd.train.compiled import compile_blocks
-
             compile_blocks(stage)
         if degrees.dp * degrees.cp > 1:
             shard_data(stage, world.replicas, self._hardware.dtype, self._compute.reshard_after_forward)
@@ -181,9 +180,8 @@ class Sharded:
 
     def _micro_batches(self, batch: Batch) -> tuple[list[Batch], list[Micro]]:
         """Micro-batches at this rank's positions, each with its rotary tables and mask."""
-        degrees, rows, length = self.world.degrees, *batch.inputs.shape
-        most = self._compute.micro_sequences or (1 if degrees.pp > 1 else 64)
-        size = max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)
+        rows, length = batch.inputs.shape
+        size = max(size for size in range(1, min(self._compute.micro_rows, rows) + 1) if rows % size == 0)
         positions, rope = self._positions(length)
         own, micros = [], []
         for part in batch.split(size):

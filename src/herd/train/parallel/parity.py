@@ -142,8 +142,10 @@ def _schedules() -> Iterator[tuple[ScheduleName, int]]:
     one: tuple[ScheduleName, ...] = ("interleaved", "gpipe", "1f1b")
     two: tuple[ScheduleName, ...] = ("interleaved", "looped-bfs", "torch-interleaved", "interleaved-zero-bubble")
     v_shaped: tuple[ScheduleName, ...] = ("zbv-zero-bubble", "dualpipe-v")
-    yield from ((name, 1) for name in one)
-    yield from ((name, 2) for name in two + v_shaped)
+    for name in one:
+        yield name, 1
+    for name in two + v_shaped:
+        yield name, 2
 
 
 def _mesh(degrees: dict[str, int]) -> Mesh:
