@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     ratios: Figures
 
 
-TARGETS = (  # name of a figure or ratio, what is asked (issue 6), and whether less is better
+TARGETS = (  # name of a figure or ratio, what is asked, and whether less is better
     ("chain/datatrove", 15, False),
     ("chain-mb-s", 8, False),
     ("extract/trafilatura", 15, False),

@@ -42,7 +42,7 @@ COMPARED = (
 DEFAULT_SIZES = ["1M", "14M", "135M"]
 BURST_STEPS = {"0.3M": 20, "1M": 10, "14M": 2, "135M": 1}
 ROUNDS = 3
-TARGETS = {  # ratios asked for (issue 7)
+TARGETS = {  # ratios to reach
     "mesh-1x1x1x1/eager": 0.95,  # what the machinery may cost
     "eager/huggingface-bf16": 1.3,
     "eager/litgpt-bf16": 1.1,

@@ -13,7 +13,15 @@ from herd.model.formats.native import build, open_native, save_native
 from herd.model.formats.weights import write_tensors
 from herd.model.transformer import Transformer
 from herd.pretrain.initial import StepSettings, plan_facts
-from herd.pretrain.plan import PlannedBatches, Stretch, TrainingPlan, late_mixture, training_mix, upsampling
+from herd.pretrain.plan import (
+    PlannedBatches,
+    Stretch,
+    TrainingPlan,
+    bytes_per_token,
+    late_mixture,
+    training_mix,
+    upsampling,
+)
 from herd.train.average import average_checkpoints
 from herd.train.hardware import choose_hardware
 from herd.train.launch import open_network, whole_model
@@ -66,7 +74,7 @@ def anneal(settings: StepSettings, inputs: Mapping[str, Artifact], out: Draft) -
         network,
         next_token,
         batches,
-        Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute),
+        Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute, bytes_per_token(shards)),
         hardware,
         title,
         out.work,

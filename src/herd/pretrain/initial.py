@@ -17,7 +17,7 @@ from herd.evidence import Claim, write_claims
 from herd.model.config import ModelConfig
 from herd.model.formats.native import save_native
 from herd.model.transformer import Transformer, init_weights
-from herd.pretrain.plan import PlannedBatches, TrainingPlan, member_plan, mixture_for, training_mix
+from herd.pretrain.plan import PlannedBatches, TrainingPlan, bytes_per_token, member_plan, mixture_for, training_mix
 from herd.recipe import Compute, Member, Pretrain, Scaling, Section
 from herd.recipe_data import Mix
 from herd.scaling.forecast import Forecast
@@ -96,7 +96,7 @@ def initial(settings: InitialSettings, inputs: Mapping[str, Artifact], out: Draf
         network,
         next_token,
         batches,
-        Plan(plan.steps, plan.schedule, settings.pretrain.optimizer, settings.compute),
+        Plan(plan.steps, plan.schedule, settings.pretrain.optimizer, settings.compute, bytes_per_token(shards)),
         hardware,
         f"{settings.member.name}: initial pre-training",
         out.work,

@@ -17,6 +17,7 @@ from herd.pretrain.plan import (
     PlannedBatches,
     Stretch,
     TrainingPlan,
+    bytes_per_token,
     late_mixture,
     long_context_scaling,
     training_mix,
@@ -64,7 +65,7 @@ def long_context(settings: StepSettings, inputs: Mapping[str, Artifact], out: Dr
     mixture = late_mixture(shards, training_mix(settings.mix, inputs), before["tokens"])
     batches = PlannedBatches(shards, plan.stretches, derive_seed(settings.seed, "long-context"), mixture=mixture)
     title = f"{settings.member}: context {long.context_tokens}"
-    how = Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute)
+    how = Plan(steps, plan.schedule, settings.pretrain.optimizer, settings.compute, bytes_per_token(shards))
     state = train(network, next_token, batches, how, hardware, title, out.work)
     model = whole_model(network, config, hardware)
     if model is None or start is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from herd.artifact import Artifact
 from herd.console import HerdError
@@ -206,8 +207,28 @@ class PlannedBatches:
 
     def part(self, step: int, rank: int, ranks: int) -> Batch:
         """One data-parallel rank's rows of a step, as `Loader.part`."""
-        first, loader = next((f, batches) for f, batches in reversed(self._loaders) if f <= step)
+        first, loader = self._at(step)
         return loader.part(step - first, rank, ranks)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """All that a checkpoint must hold to go on at a step, as `Loader.state`."""
+        first, loader = self._at(step)
+        return loader.state(step - first) | {"first_step": first}
+
+    def check(self, state: Mapping[str, Any]) -> int:
+        """The step that a state says to go on at. Raises HerdError where it is of other batches, naming the difference."""
+        first, loader = self._at(state["first_step"])
+        return first + loader.check(state)
+
+    def _at(self, step: int) -> tuple[int, Loader]:
+        """The stretch of a step: its first step, and its loader."""
+        return next((first, loader) for first, loader in reversed(self._loaders) if first <= step)
+
+
+def bytes_per_token(shards: Shards) -> float:
+    """Of the held-out documents: what turns a loss a token into bits a byte."""
+    held_out = shards.heldout
+    return float(held_out.bytes.sum() / max(1, held_out.starts[-1]))
 
 
 def training_mix(mix: Mix, inputs: Mapping[str, Artifact]) -> Mix:

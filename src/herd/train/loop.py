@@ -23,7 +23,7 @@ from herd.train.anomaly import Watch
 from herd.train.checkpoint import Checkpoints
 from herd.train.hardware import Hardware
 from herd.train.metrics import bits_per_byte
-from herd.train.network import Batches, Network, Whole
+from herd.train.network import Batches, Network, RememberedBatches, Whole
 from herd.train.objective import Objective, next_token
 from herd.train.optim import Schedule, adamw
 from herd.train.telemetry import Telemetry
@@ -131,6 +131,8 @@ class _Run:
         """Go on from the newest checkpoint, where there is one."""
         if self._checkpoints and (found := self._checkpoints.load(self._network.saved, self._optimizer)):
             self.done, extra = found
+            if isinstance(self._batches, RememberedBatches) and extra["batches"] is not None:
+                self._batches.check(extra["batches"])
             self._network.loaded(self._optimizer)
             self._pending = [Step(*row) for row in extra["pending"]]
             self.state = TrainState(**extra["state"])
@@ -204,7 +206,9 @@ class _Run:
         now = time.monotonic()
         self.telemetry.entered(self.done, "checkpoint")
         if self._checkpoints and self._network.agree(now - self._saved > self._wait):
+            batches = self._batches.state(self.done) if isinstance(self._batches, RememberedBatches) else None
             extra = {"pending": self._pending, "state": asdict(self.state), "watch": self._watch.state()}
+            extra["batches"] = batches
             loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
             self._checkpoints.save(self.done, self._network.saved, self._optimizer, extra, loss)
             self._saved = time.monotonic()

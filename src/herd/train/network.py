@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ class Batches(Protocol):
     """Batches by step: a Loader, or anything that gives the same batch for the same step."""
 
     def __getitem__(self, step: int) -> Any: ...
+
+
+@runtime_checkable
+class RememberedBatches(Protocol):
+    """Batches whose state checkpoints keep, so that a run can't go on with others than it began with."""
+
+    def state(self, step: int) -> dict[str, Any]: ...
+
+    def check(self, state: Mapping[str, Any]) -> int: ...
 
 
 class Network(Protocol):
