@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.terminal.stop()
         again = shlex.join(["herd", *(arguments if arguments is not None else sys.argv[1:])])
-        print(f"\nStopped. What is finished is kept; go on with: {again}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            how = again if "RANK" not in os.environ else f"torchrun as before, {again}"
+            print(f"\nStopped. What is finished is kept; go on with: {how}", file=sys.stderr)
         return INTERRUPTED
     except HerdError as error:
         return _fail(str(error))

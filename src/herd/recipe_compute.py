@@ -68,9 +68,9 @@ class Anomalies(Section):
     not_finite: Literal["skip", "roll-back", "stop"] = "stop"
     spike: AfterSpike = "log"
     spike_deviations: PositiveReal = Field(
-        default=8.0, description="a spike is so many standard deviations above the running mean of the loss"
+        default=8.0, description="a spike is a loss so many deviations above the median of the last 16"
     )
-    window_steps: Positive = Field(default=100, description="steps that mean and deviation look back on")
+    window_steps: Positive = Field(default=100, description="steps that the deviation is taken from")
     most_in_a_row: Positive = Field(default=3, description="after so many skipped or rolled back steps training stops")
 
 
@@ -87,7 +87,7 @@ class Compute(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         default="none", description="activations computed again in backward: all but matrix products, or all"
     )
-    compile: bool = Field(default=False, description="torch.compile of each block; its first step takes minutes")
+    compile: bool = Field(default=False, description="torch.compile of each block; its first step takes up to minutes")
     reshard_after_forward: bool = Field(
         default=False, description="FSDP gathers weights again for backward: less memory, more traffic (paper: no)"
     )

@@ -60,6 +60,7 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
     run = out or Path("runs") / recipe.family.name
     plan = stages(recipe, path.parent)
     choice.check(plan, recipe)
+    _check_ranks(recipe)
     if not leads():
         _channel(recipe).follow(take_part)
         return run
@@ -224,6 +225,16 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _check_ranks(recipe: Recipe) -> None:
+    """Raises HerdError where torchrun started another number of processes than the recipe's mesh has: said now, not
+    when the corpus is done."""
+    started, asked = int(os.environ.get("WORLD_SIZE", "1")), recipe.compute.mesh.size
+    if started not in (1, asked):
+        raise HerdError(
+            f"compute.mesh: {asked} processes asked for, {started} started; start {asked}, or change the mesh"
+        )
+
+
 def _channel(recipe: Recipe) -> Channel:
     from herd.train.hardware import choose_hardware
     from herd.train.parallel.follow import Channel
@@ -233,6 +244,9 @@ def _channel(recipe: Recipe) -> Channel:
 
 def take_part(call: Call) -> None:
     """Train on this rank what the first rank's stage trains; what this rank writes besides is thrown away."""
+    from herd.train.workers import set_threads
+
+    set_threads(call.settings.compute.threads)
     inputs = {name: open_artifact(path) for name, path in call.inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
         _function(call.function)(call.settings, inputs, Draft(Path(folder), call.work))
@@ -354,6 +368,7 @@ def execute(
     key = stage.key(inputs)
     with publish(run, stage.name, key, stage.asked(inputs), recorded) as draft:
         if channel is not None:
+            recorded["ranks"] = int(os.environ["WORLD_SIZE"])
             from herd.train.parallel.follow import Call
 
             paths = {name: artifact.path.resolve() for name, artifact in inputs.items()}

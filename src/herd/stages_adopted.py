@@ -57,9 +57,10 @@ class _Steps:
 
     def __init__(self, recipe: Recipe, posttrain: Posttrain, name: str) -> None:
         from herd.train.hardware import choose_hardware
+        from herd.train.launch import describe
 
         self.name, self.confidence = name, recipe.evaluate.confidence
-        hardware = choose_hardware(recipe.compute).describe()
+        hardware = choose_hardware(recipe.compute).describe() | describe(recipe.compute)
         self.where: dict[str, Any] = {"member": name, "threads": posttrain.threads}
         self.where |= {"hardware": hardware, "compute": recipe.compute}
         self.running: dict[str, Any] = self.where | {"seed": recipe.family.seed, "sandbox": recipe.tools.sandbox}

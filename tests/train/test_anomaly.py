@@ -88,7 +88,7 @@ def test_what_is_expected_of_noise_is_its_median_and_its_deviation_whatever_the_
 def test_what_is_not_finite_stops_by_default_and_is_named(loss, norm):
     verdict = Watch(Anomalies()).judge(7, loss, norm)
     assert verdict.action == "stop"
-    assert verdict.reason == f"loss {loss:.4g}, gradient norm {norm:.4g} at step 7"
+    assert verdict.reason == f"loss {loss:.4g}, gradient norm {norm:.4g} at step 7; lower the learning rate"
     assert Watch(Anomalies(not_finite="skip")).judge(7, loss, norm).action == "skip"
     assert Watch(Anomalies(not_finite="roll-back")).judge(7, loss, norm).action == "roll-back"
 

@@ -190,6 +190,26 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch, 
     assert state.metrics == expected.metrics and state.tokens == expected.tokens
 
 
+def test_the_end_of_training_is_saved_before_anything_else_can_fail(tmp_path):
+    model = new_model()
+    settings = plan(checkpoints=Saving(every_seconds=1e9))
+    train(model, next_token, batches(), settings, FLOAT32, "run", tmp_path)
+    again = new_model(9)
+    train(again, next_token, batches(), settings, FLOAT32, "run", tmp_path)
+    assert not differing(weights(model), weights(again))
+
+
+def test_an_address_for_checkpoints_is_the_run_s_own_and_another_where_it_begins_anew(tmp_path):
+    settings = plan(checkpoints=Saving(every_seconds=1e-9, to=str(tmp_path / "far")))
+    folder = tmp_path / "near.work"
+    train(new_model(), next_token, batches(), settings, FLOAT32, "run", folder)
+    (first,) = (tmp_path / "far").iterdir()
+    assert first.name.startswith("near.work-") and list(first.glob("step-*/COMPLETE"))
+    (folder / "checkpoints.txt").unlink()  # as when the stage is forced
+    steps = train(new_model(), next_token, batches(), settings, FLOAT32, "run", folder).metrics
+    assert len(steps) == STEPS and len(list((tmp_path / "far").iterdir())) == 2
+
+
 def test_a_finished_run_trains_no_further(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
     model, again = new_model(), new_model(9)

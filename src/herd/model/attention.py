@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 softmax_backward = torch.ops.aten._softmax_backward_data  # p * (d - sum(d * p)), computed in float32
 BLOCK_ROWS = 128
@@ -32,9 +33,23 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None =
         return _BlockedAttention.apply(q_BHTE, k, v, mask)
     if queries == 1:
         return _attend_one(q_BHTE.reshape(q_BHTE.shape[0], k.shape[1], -1, q_BHTE.shape[3]), k, v, mask).view_as(q_BHTE)
+    if q_BHTE.device.type == "cuda":
+        return _attend_on_gpu(q_BHTE, k, v, mask)
     if mask is None and 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTE.device).tril(keys - queries)
     return F.scaled_dot_product_attention(q_BHTE, k, v, mask, is_causal=mask is None and queries > 1, enable_gqa=True)
+
+
+def _attend_on_gpu(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None) -> Tensor:
+    """By torch's fast kernels: flash attention takes no mask but causal ones, the memory-efficient one no groups."""
+    if mask is not None:
+        groups = q_BHTE.shape[1] // k_BKSE.shape[1]
+        k_BHSE, v_BHSE = (x.repeat_interleave(groups, 1) for x in (k_BKSE, v_BKSE))
+        return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask)
+    queries, keys = q_BHTE.shape[2], k_BKSE.shape[2]
+    aligned = causal_lower_right(queries, keys) if 1 < queries < keys else None
+    causal = aligned is None and queries > 1
+    return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, aligned, is_causal=causal, enable_gqa=True)
 
 
 def _blocks_win(q_BHTE: Tensor) -> bool:

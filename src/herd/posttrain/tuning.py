@@ -15,6 +15,7 @@ from herd.data.loader import derive_seed
 from herd.model.dialog import Dialog, encode
 from herd.model.tokenizer import Tokenizer
 from herd.recipe import Compute, Optimizer
+from herd.recipe_compute import Mesh
 from herd.train.batches import DialogBatch, Row, dialog_batch
 from herd.train.hardware import choose_hardware
 from herd.train.loop import Plan, TrainState, train
@@ -73,7 +74,7 @@ def tune(
     """One fine-tuning run with a short warm-up and a cosine to a twentieth of the peak; resumes from `out.work`."""
     warmup = max(1, round(WARMUP_SHARE * steps))
     schedule = Schedule(learning_rate, FINAL_SHARE * learning_rate, warmup, steps)
-    plan = Plan(steps, schedule, OPTIMIZER, compute)
+    plan = Plan(steps, schedule, OPTIMIZER, compute.model_copy(update={"mesh": Mesh()}))  # trained by one process
     return train(model, objective, batches, plan, choose_hardware(compute), title, out.work)
 
 

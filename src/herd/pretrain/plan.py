@@ -216,7 +216,7 @@ class PlannedBatches:
         return loader.state(step - first) | {"first_step": first}
 
     def check(self, state: Mapping[str, Any]) -> int:
-        """The step that a state says to go on at. Raises HerdError where it is of other batches, naming the difference."""
+        """The step that a state says to go on at. Raises HerdError where it is of others, naming the difference."""
         first, loader = self._at(state["first_step"])
         return first + loader.check(state)
 

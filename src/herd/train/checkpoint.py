@@ -56,16 +56,21 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | Path, saving: Saving | None = None, before_write: Callable[[str], None] = lambda name: None
+        self,
+        folder: str | Path,
+        saving: Saving | None = None,
+        before_write: Callable[[str], None] = lambda name: None,
+        together: bool | None = None,
     ) -> None:
         """`saving.to` is not looked at: the caller decides on `folder`. `before_write` is called with the name of each
-        file to be written; what it raises fails the save. Raises HerdError for an unknown address.
+        file to be written; what it raises fails the save. `together`: with all processes of torch.distributed (absent:
+        where it is initialised). Raises HerdError for an unknown address.
         """
         self._before_write = before_write
         self.folder = open_folder(folder)
         self.saving = saving or Saving()
         self._books = Books(self.folder)
-        self._ranks = Ranks()
+        self._ranks = Ranks(together)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._any_whole = False
@@ -154,6 +159,11 @@ class Checkpoints:
             self._any_whole = True
             return opened.step, opened.extra
         return None
+
+    def any_before(self, step: int) -> bool:
+        """Whether there is a checkpoint of an earlier step."""
+        self.finish()
+        return self._from_first(lambda: any(each < step for each in self._books.steps()))
 
     def discard_after(self, step: int) -> None:
         """Forget the checkpoints of later steps, as when a run is rolled back."""

@@ -22,9 +22,11 @@ def fresh(config: ModelConfig, seed: int) -> Weights:
 
 
 def describe(compute: Compute) -> dict[str, str]:
-    """What of `[compute]` changes what training gives, where it is not the default: part of a trained member's key."""
-    usual = Compute()
-    keys = ("mesh", "micro_sequences", "compile", "anomalies", *(("pipeline",) if compute.mesh.pp > 1 else ()))
+    """What of `[compute]` changes what training gives, where it is not the default: part of a trained member's key.
+
+    The mesh is not: it changes the order of sums alone, and a run must go on on another one.
+    """
+    usual, keys = Compute(), ("micro_sequences", "compile", "anomalies")
     return {key: str(getattr(compute, key)) for key in keys if getattr(compute, key) != getattr(usual, key)}
 
 

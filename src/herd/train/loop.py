@@ -2,23 +2,26 @@
 
 A step is: batch, forward and backward over its micro-batches (losses weighted by tokens), clip, AdamW. The state is
 checkpointed by the clock, less often where that takes long, and restored bit for bit, so a killed run ends with the
-weights of an undisturbed one.
+weights of an undisturbed one (but where it rolled back: what it went back to was saved by the clock).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from herd.artifact import write_atomically
 from herd.console import HerdError, progress, warn
 from herd.process import release_memory
 from herd.recipe import Optimizer
-from herd.recipe_compute import Compute
+from herd.recipe_compute import Compute, Saving
 from herd.train.anomaly import Watch
 from herd.train.checkpoint import Checkpoints
 from herd.train.hardware import Hardware
@@ -119,9 +122,9 @@ class _Run:
         self.telemetry = Telemetry(network.place, folder, plan.compute, hardware, known)
         self.state, self._pending = TrainState(), list[Step]()  # steps since the last log point
         self._watch = Watch(plan.compute.anomalies)
-        saving = plan.compute.checkpoints
-        where = f"{saving.to.rstrip('/')}/{folder.name}" if saving.to and folder else saving.to or folder
-        self._checkpoints = Checkpoints(where, saving, self.telemetry.writing) if where else None
+        saving, together = plan.compute.checkpoints, network.place.ranks > 1
+        where = _place_of_checkpoints(network, saving, folder) if folder else None
+        self._checkpoints = Checkpoints(where, saving, self.telemetry.writing, together) if where else None
         self._wait = saving.every_seconds
         self._back = 0  # the step of the checkpoint last rolled back to
         self._saved = self._released = self._started = time.monotonic()
@@ -159,6 +162,8 @@ class _Run:
                 set_rate(self._optimizer, self._plan.schedule(self.done))
                 self._optimizer.step()
             self._pending.append(result)
+            if not self._watch.in_a_row:
+                self._back = 0
         elif verdict.action == "roll-back":
             self._roll_back()
         self._optimizer.zero_grad(set_to_none=True)
@@ -168,9 +173,10 @@ class _Run:
     def _roll_back(self) -> None:
         """Weights and moments of the newest checkpoint; the batches since then, this one included, are given up.
 
-        A second time in a row the one before it is taken: the newest may be of the trouble's beginning.
+        A second time in a row the one before it is taken, where there is one: the newest may be of the trouble's
+        beginning. Until the trouble is over nothing is saved, or it would push out what to go back to.
         """
-        if self._checkpoints and self._watch.in_a_row > 1 and self._back:
+        if self._checkpoints and self._back and self._checkpoints.any_before(self._back):
             self._checkpoints.discard_after(self._back - 1)
         found = self._checkpoints and self._checkpoints.load(self._network.saved, self._optimizer)
         if found:
@@ -202,19 +208,18 @@ class _Run:
         return self.state.tokens / self.state.seconds
 
     def save_in_time(self) -> None:
-        """Save where it is time, and give memory back."""
+        """Save where it is time, and at the end; give memory back."""
         now = time.monotonic()
         self.telemetry.entered(self.done, "checkpoint")
-        if self._checkpoints and self._network.agree(now - self._saved > self._wait):
+        due = self._network.agree(now - self._saved > self._wait) or self.done == self._plan.steps
+        if self._checkpoints and due and not self._back:
             batches = self._batches.state(self.done) if isinstance(self._batches, RememberedBatches) else None
             extra = {"pending": self._pending, "state": asdict(self.state), "watch": self._watch.state()}
             extra["batches"] = batches
             loss = self.state.metrics[-1]["loss"] if self.state.metrics else None
             self._checkpoints.save(self.done, self._network.saved, self._optimizer, extra, loss)
             self._saved = time.monotonic()
-            took = max(
-                self._saved - now, self._checkpoints.seconds
-            )  # of the last one written, in the background or not
+            took = max(self._saved - now, self._checkpoints.seconds)  # to copy this one, to write the one before
             self._wait = max(self._plan.compute.checkpoints.every_seconds, took / CHECKPOINT_SHARE)
         if now - self._released > RELEASE_EVERY_SECONDS:
             release_memory()
@@ -223,12 +228,26 @@ class _Run:
     def __enter__(self) -> _Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """The last save is done, or was given up with the run."""
-        with self.telemetry:
-            if self._checkpoints:
-                self._checkpoints.__exit__(kind, error, trace)
+        self.telemetry.__exit__(kind, error, trace)  # first: a long save is no hang
+        if self._checkpoints:
+            self._checkpoints.__exit__(kind, error, trace)
         self.state.seconds = self._before + time.monotonic() - self._started
+
+
+def _place_of_checkpoints(network: Network, saving: Saving, folder: Path) -> Path | str:
+    """The folder, or one of the recipe's address that belongs to it: where the folder was cleared to train anew, the
+    address gets another one."""
+    if not saving.to:
+        return folder
+    mark = folder / "checkpoints.txt"
+    if network.leads and not mark.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(mark, os.urandom(4).hex())
+    return f"{saving.to.rstrip('/')}/{folder.name}-{network.told(mark.read_text() if network.leads else '')}"
 
 
 def train_step(network: Network, objective: Objective, batch: Any, plan: Plan) -> Step:

@@ -87,6 +87,10 @@ class Network(Protocol):
         """The first rank's flag, on all: clocks differ, and what all must do together one decides."""
         ...
 
+    def told(self, text: str) -> str:
+        """The first rank's text, on all."""
+        ...
+
     def loaded(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after a checkpoint was restored into `saved`."""
         ...
@@ -132,6 +136,9 @@ class Whole:
 
     def agree(self, flag: bool) -> bool:
         return flag
+
+    def told(self, text: str) -> str:
+        return text
 
     def loaded(self, optimizer: torch.optim.Optimizer) -> None:
         pass

@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from herd.artifact import canonical_json
-from herd.console import warn
 from herd.train.stragglers import Place
 
 TIMEOUT_SECONDS = 600.0
@@ -155,8 +154,7 @@ class Watchdog:
                 time.sleep(interval / 8)
             beats = read_beats(self._folder, self._attempt)
             line, details = hang_report(beats, self._place.ranks, self._timeout, time.time(), self._read_stack)
-            warn(line)
-            print(details, file=sys.stderr, flush=True)
+            print(f"warning: {line}\n{details}", file=sys.stderr, flush=True)
             with contextlib.suppress(OSError):
                 report.write_text(f"{line}\n{details}\n", encoding="utf-8")
         while time.monotonic() < deadline + interval and not report.exists():

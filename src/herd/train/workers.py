@@ -78,4 +78,6 @@ def set_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     release_memory()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     keep_memory()

@@ -34,7 +34,10 @@ MESH = Mesh(pp=2, dp=2)
 
 
 def run(folder: Path, mesh: Mesh = MESH, anomalies: Anomalies | None = None, bad: int = 0, slow: float = 600.0):
-    """Train; the loss of step `bad` is a NaN. (weights on rank 0, metrics, events, lines said)."""
+    """Train; the loss of step `bad` is a NaN (of all steps from -`bad` on, where it is negative).
+
+    (weights on rank 0, metrics, events, lines said).
+    """
     loop.CHECKPOINT_SHARE = math.inf
     said: list[str] = []
     console.redirect(lambda event: said.append(event.text) if event.kind in ("say", "warn") else None)
@@ -55,7 +58,9 @@ def run(folder: Path, mesh: Mesh = MESH, anomalies: Anomalies | None = None, bad
         return read(given, number)
 
     def loss(model, hidden: Tensor, batch, dtype: torch.dtype) -> Tensor:
-        return next_token.loss(model, hidden, batch, dtype) * (math.nan if step[0] == bad else 1.0)
+        return next_token.loss(model, hidden, batch, dtype) * (
+            math.nan if step[0] == bad or 0 < -bad <= step[0] else 1.0
+        )
 
     network.read = counted  # type: ignore[method-assign]
     plan = Plan(STEPS, Schedule(0.01, 0.001, 3, STEPS), Optimizer(), compute)
@@ -102,6 +107,14 @@ def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(tmp_path, action):
 def test_by_default_it_stops_and_all_ranks_say_why(tmp_path):
     with pytest.raises(HerdError, match=f"run: loss nan, gradient norm nan at step {BAD}; lower the learning rate"):
         run_ranks(4, run, tmp_path, MESH, None, BAD)
+
+
+def test_rolling_back_again_and_again_keeps_what_was_good(tmp_path):
+    """Every step from one on is bad: checkpoints of good steps stay, none of a bad one is written."""
+    with pytest.raises(HerdError, match="after 3 steps in a row rolled back"):
+        run_ranks(2, run, tmp_path, Mesh(dp=2), Anomalies(not_finite="roll-back"), -BAD)
+    left = sorted(int(folder.name.split("-")[1]) for folder in tmp_path.glob("step-*"))
+    assert left and max(left) < BAD
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,13 @@ class Block(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(DIM), nn.Linear(DIM, 12), nn.Linear(12, DIM, bias=False)
         self.recompute = recompute
 
-    def inner(self, x: Tensor, index: Tensor) -> Tensor:
-        scale = (1 + 0.1 * index[:, None, None]).to(x.dtype)
-        return self.down(F.silu(self.up(self.norm(x)) * scale))
+    def inner(self, x: Tensor, micro: int) -> Tensor:
+        return self.down(F.silu(self.up(self.norm(x)) * (1 + 0.1 * micro)))
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, micro: int) -> Tensor:
         if self.recompute:
-            return x + checkpoint(self.inner, x, index, use_reentrant=False)
-        return x + self.inner(x, index)
+            return x + checkpoint(self.inner, x, micro, use_reentrant=False)
+        return x + self.inner(x, micro)
 
 
 class Chunk(nn.Module):
@@ -64,12 +63,13 @@ class Chunk(nn.Module):
         self.embedding = network.embedding if first else None
         self.layers = nn.ModuleDict({str(layer): network.layers[layer] for layer in layers})
         self.head = network.head if last else None
+        self.micro = 0
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
             x = self.embedding(x)
         for block in self.layers.values():
-            x = block(x, index)
+            x = block(x, self.micro)
         return x if self.head is None else self.head(x)
 
 
@@ -128,7 +128,8 @@ def alone(network: Network, micros: int, tokens: int = TOKENS, seed: int = 1) ->
     whole = Chunk(network, range(len(network.layers)), True, True)
     losses = []
     for micro, part in enumerate(inputs.chunk(micros)):
-        value = loss(whole(part, torch.full((ROWS,), micro)), micro)
+        whole.micro = micro
+        value = loss(whole(part), micro)
         value.backward()
         losses.append(value.detach())
     return losses, gradients(network)
@@ -281,7 +282,8 @@ def test_weights_sharded_in_bfloat16_add_up_their_gradients_in_float32(schedule)
     loss = summed_loss(targets, inputs.shape[0])
     for row, tokens in enumerate(inputs):  # each data rank sees one row of a micro-batch
         network.zero_grad()
-        loss(whole(tokens[None], torch.tensor([row // ROWS])), row).backward()
+        whole.micro = row // ROWS
+        loss(whole(tokens[None]), row).backward()
         for name, gradient in gradients(network).items():
             wanted[name] = wanted.get(name, 0.0) + gradient.float()
     for _, part in run_ranks(4, sharded, settings, micros, torch.float32, torch.bfloat16):
@@ -355,7 +357,7 @@ class Turned(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(DIM, TOKENS, dtype=torch.float64))
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
             x = x[..., None].double().expand(-1, -1, DIM)
         return (x.transpose(1, 2) * self.weight).transpose(1, 2)
@@ -381,7 +383,7 @@ class Wrong(nn.Module):
         super().__init__()
         self.error = error
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.error:
             raise self.error
         return x[:, 1:].clone()

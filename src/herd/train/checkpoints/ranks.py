@@ -20,8 +20,9 @@ class Ranks:
     thread that saves, so that its messages never mix with those of the training.
     """
 
-    def __init__(self) -> None:
-        self.together = dist.is_available() and dist.is_initialized()
+    def __init__(self, together: bool | None = None) -> None:
+        """`together`: absent, where torch.distributed is initialised."""
+        self.together = dist.is_available() and dist.is_initialized() if together is None else together
         self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if self.together else None
         self.rank = dist.get_rank() if self.together else 0
         self.count = dist.get_world_size() if self.together else 1

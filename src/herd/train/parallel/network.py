@@ -1,6 +1,7 @@
 """A network spread over a mesh: cut into stages, then by tensor, context and data parallelism, in that order.
 
-The same numbers as on one process, up to the order of sums: `parity.py` shows it.
+The same numbers as on one process, up to the order of sums: `parity.py` shows it. In bfloat16 FSDP hands out weights in
+it, so there the states between blocks are bfloat16 too, where one process keeps them in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from herd.console import HerdError
 from herd.data.loader import Batch
@@ -23,7 +25,7 @@ from herd.recipe_compute import Compute
 from herd.train.compiled import compile_blocks
 from herd.train.hardware import Hardware
 from herd.train.network import Batches, Weights
-from herd.train.objective import Objective, computing_in
+from herd.train.objective import Objective
 from herd.train.parallel.context import own_positions, spread_positions
 from herd.train.parallel.data import last_of_step, shard_data
 from herd.train.parallel.norm import gradient_norm, local, scale_down, settle
@@ -69,7 +71,7 @@ class Sharded:
             whole = Transformer(config).to(torch.promote_types(hardware.dtype, torch.float32))
             prepare(whole)
         here = stage_indices(pipe.schedule, world.place("pp"), degrees.pp, self.stages // degrees.pp)
-        self._held = {s: Stage(whole, cuts[s], s == 0, s == self.stages - 1) for s in here}
+        self._held = {s: Stage(whole, cuts[s], s == 0, s == self.stages - 1, hardware.dtype) for s in here}
         for stage in self._held.values():
             self._spread(stage)
         self.parameters, self._copies = self._named()
@@ -83,6 +85,8 @@ class Sharded:
         world, degrees = self.world, self.world.degrees
         if degrees.tp > 1:
             check_tensor_parallel(self.config, degrees.tp, self.config.context // degrees.cp)
+            if any(map(is_parametrized, stage.modules())):
+                raise HerdError("compute.mesh.tp: adapters are trained with tp = 1; spread them by cp, pp or dp")
             shard_tensors(stage, world.mesh["tp"])
         if degrees.cp > 1:
             spread_positions(stage, world.group("cp"))
@@ -137,11 +141,18 @@ class Sharded:
         return batch
 
     def accumulate(self, objective: Objective, batch: Batch) -> tuple[Tensor, int]:
-        """See `Network`."""
+        """See `Network`. Raises HerdError where ranks that gather weights by micro-batch have unequal rows."""
         device = self._hardware.device
-        counted = torch.tensor([batch.count], dtype=torch.int64, device=device)
-        dist.all_reduce(counted, group=self.world.group("dp"))
-        count = int(counted)
+        mine = torch.tensor([batch.count, len(batch.inputs)], dtype=torch.int64, device=device)
+        shares = [torch.empty_like(mine) for _ in range(self.world.degrees.dp)]
+        dist.all_gather(shares, mine, group=self.world.group("dp"))
+        counts, rows = torch.stack(shares).T.tolist()
+        if self._compute.reshard_after_forward and len(set(rows)) > 1:
+            raise HerdError(
+                f"compute.reshard_after_forward: dp = {self.world.degrees.dp} does not divide a batch of {sum(rows)} "
+                "sequences; choose another batch, or leave weights gathered"
+            )
+        count = sum(counts)
         own, micros = self._micro_batches(batch)
         for stage in self._held.values():
             stage.micros = micros
@@ -151,8 +162,7 @@ class Sharded:
             head = self._held[self.stages - 1]
             return objective.loss(head, hidden_BTD, own[micro], self._hardware.dtype) / count
 
-        with computing_in(device, self._hardware.dtype):
-            losses = self._run(tokens, loss)
+        losses = self._run(tokens, loss)
         settle(self.parameters.values())
         settle(self._copies.values())
         self._sum_tied()
@@ -162,6 +172,7 @@ class Sharded:
             total += value
         dist.all_reduce(total, group=self.world.replicas.get_group())
         dist.all_reduce(total, group=self.world.group("pp"))
+        dist.broadcast(total, 0)  # sums of other places may differ in the last bit; decisions are made on one number
         return total, count
 
     def _run(self, tokens: list[Tensor], loss: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
@@ -173,7 +184,8 @@ class Sharded:
         (stage,), losses = self._held.values(), []
         for micro, inputs in enumerate(tokens):
             last_of_step(stage, micro == len(tokens) - 1)
-            value = loss(stage(inputs, torch.full((len(inputs),), micro)), micro)
+            stage.micro = micro
+            value = loss(stage(inputs), micro)
             value.backward()
             losses.append(value.detach())
         return losses
@@ -181,25 +193,26 @@ class Sharded:
     def _micro_batches(self, batch: Batch) -> tuple[list[Batch], list[Micro]]:
         """Micro-batches at this rank's positions, each with its rotary tables and mask."""
         rows, length = batch.inputs.shape
-        size = max(size for size in range(1, min(self._compute.micro_rows, rows) + 1) if rows % size == 0)
-        positions, rope = self._positions(length)
+        size = self._compute.micro_rows
+        if self.world.degrees.pp > 1:  # a pipeline's micro-batches are of one shape
+            size = max(size for size in range(1, min(size, rows) + 1) if rows % size == 0)
+        at = own_positions(length, self.world.degrees.cp, self.world.place("cp"))
+        positions, rope = self._positions(length, at)
         own, micros = [], []
         for part in batch.split(size):
-            documents = torch.from_numpy(part.documents).to(self.world.device)
-            packed = bool((documents[:, 0] != documents[:, -1]).any())
-            micros.append(Micro(rope, mask_of(documents, positions) if packed else None))
-            at = positions.cpu().numpy()
-            cut = [np.ascontiguousarray(x[:, at]) for x in (part.inputs, part.targets, part.documents)]
+            packed = (part.documents[:, 0] != part.documents[:, -1]).any()
+            documents = torch.from_numpy(part.documents).to(self.world.device) if packed else None
+            micros.append(Micro(rope, None if documents is None else mask_of(documents, positions)))
+            cut = [np.ascontiguousarray(x[:, at.numpy()]) for x in (part.inputs, part.targets, part.documents)]
             own.append(Batch(*cut))
         return own, micros
 
-    def _positions(self, length: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """True positions of this rank's tokens in sequences of a length, and their rotary tables."""
+    def _positions(self, length: int, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """True positions of this rank's tokens in sequences of a length, and their rotary tables, on its device."""
         if length not in self._tables:
             if length > self.config.context:
                 raise ValueError(f"{length} tokens do not fit the context of {self.config.context}")
             config, degrees = self.config, self.world.degrees
-            positions = own_positions(length, degrees.cp, self.world.place("cp"))
             if degrees.tp > 1:
                 check_tensor_parallel(config, degrees.tp, len(positions))
             frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -246,6 +259,7 @@ class Sharded:
 
     def clip(self, norm: float) -> Tensor:
         found = gradient_norm(self.parameters.values(), self.world)
+        dist.broadcast(found, 0)
         scale_down(self.trained.values(), found, norm)
         return found
 
@@ -253,6 +267,11 @@ class Sharded:
         decided = torch.tensor([flag], dtype=torch.int32, device=self.world.device)
         dist.broadcast(decided, 0)
         return bool(decided)
+
+    def told(self, text: str) -> str:
+        box = [text]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
 
     def gather(self) -> dict[str, Tensor] | None:
         found = gathered(self.parameters, self.world)

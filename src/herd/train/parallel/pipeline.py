@@ -92,9 +92,9 @@ class _Layout(NamedTuple):
 class Pipeline:
     """This rank's stages of a network, and the steps in which micro-batches pass through all of them.
 
-    `modules[s]` is called as `module(x, index)`: x is tokens (rows, T) int64 on stage 0, else the state (rows,
-    T_local, D) that the stage before returned, a plain tensor local to this rank; `index` (rows,) int64 is filled with
-    the number of the micro-batch. All stages but the last return states of one shape and dtype, that of stage 0.
+    `modules[s]` is called as `module(x)`, its attribute `micro` telling the number of the micro-batch: x is tokens
+    (rows, T) int64 on stage 0, else the state (rows, T_local, D) that the stage before returned, a plain tensor local
+    to this rank. All stages but the last return states of one shape and dtype, that of stage 0.
     Gradients add up in the parameters' `grad`, in the parameters' dtype: keep these in float32. FSDP2 modules are
     welcome as stages; each is the root of its own FSDP tree, and reduces its gradients once a step.
 
@@ -152,14 +152,12 @@ class Pipeline:
             micros, rows, tokens.shape[1], backward, autocast if torch.is_autocast_enabled(self._device.type) else None
         )
         schedule, stages = self._plan(layout, tokens)
-        index = torch.arange(micros, device=self._device).repeat_interleave(rows)
         run = schedule.step if backward else schedule.eval
         losses: list[Tensor] = []
         self._loss = loss
         with _own_errors():
             run(
                 *([tokens] if 0 in self._modules else []),
-                index=index,
                 target=torch.arange(micros),
                 losses=losses,
                 return_outputs=False,
@@ -198,7 +196,7 @@ class Pipeline:
             found: list[Any] = [None]
             if 0 in self._modules:
                 with torch.no_grad():
-                    output = self._modules[0](tokens, torch.zeros_like(tokens[:, 0]))
+                    output = self._modules[0](tokens)
                 found = [(layout.tokens, *output.shape[1:], output.dtype)]
                 for part in self._modules[0].modules():
                     if isinstance(part, FSDPModule):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from herd.model.transformer import Block, Transformer
+from herd.train.objective import computing_in
 
 
 class Micro(NamedTuple):
@@ -22,13 +24,15 @@ class Micro(NamedTuple):
 class Stage(nn.Module):
     """Layers `layers` of a network, with the embedding where it is the first and the head where it is the last.
 
-    Parameters keep the network's names. `micros` is set by the step that runs.
+    Parameters keep the network's names. `micros` and `micro`, the number of the one that passes, are set by the step
+    that runs; a number that came as a tensor would make a GPU's host wait for it.
     """
 
-    def __init__(self, model: Transformer, layers: range, first: bool, last: bool) -> None:
+    def __init__(self, model: Transformer, layers: range, first: bool, last: bool, dtype: torch.dtype) -> None:
         super().__init__()
-        self.config, self.first, self.last = model.config, first, last
+        self.config, self.first, self.last, self.dtype = model.config, first, last, dtype
         self.micros: list[Micro] = []
+        self.micro = 0  # whose turn it is
         if first:
             self.tok_embeddings = model.tok_embeddings
         self.layers = nn.ModuleDict({str(layer): model.layers[layer] for layer in layers})
@@ -39,12 +43,12 @@ class Stage(nn.Module):
     def blocks(self) -> list[Block]:
         return [block for block in self.layers.values() if isinstance(block, Block)]
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Token ids (B, T) of the first stage, or states (B, T, D) of the one before, to states; normalised ones from
-        the last. `index` (B,) holds the number of the micro-batch.
-        """
-        micro = self.micros[int(index[0])]
-        h_BTD = self.tok_embeddings(x) if self.first else x
-        for block in self.layers.values():
-            h_BTD = block(h_BTD, micro.rope, micro.mask, None)
-        return self.norm(h_BTD) if self.last else h_BTD
+        the last."""
+        micro = self.micros[self.micro]
+        with computing_in(x.device, self.dtype):
+            h_BTD = self.tok_embeddings(x) if self.first else x
+            for block in self.layers.values():
+                h_BTD = block(h_BTD, micro.rope, micro.mask, None)
+            return self.norm(h_BTD) if self.last else h_BTD

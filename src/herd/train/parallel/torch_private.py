@@ -145,6 +145,7 @@ class Stage(PipelineStage):
     def forward_one_chunk(
         self, fwd_chunk_id: int, args: Any, kwargs: dict[str, Any] | None = None, save_forward_output: bool = True
     ) -> Any:
+        self.submod.micro = fwd_chunk_id  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         output = super().forward_one_chunk(fwd_chunk_id, args, kwargs, save_forward_output)
         if not self.is_last and (output.shape, output.dtype) != (self._state.shape, self._state.dtype):
             raise ValueError(

@@ -16,7 +16,7 @@ from herd.console import HerdError
 from herd.recipe_compute import Mesh
 from herd.train.parallel.torch_private import flattened
 
-PATIENCE = datetime.timedelta(minutes=30)  # of a collective: rank 0 may be publishing what the others wait for
+PATIENCE = datetime.timedelta(days=1)  # of a collective: rank 0 may be measuring; hangs in training the watchdog ends
 RECORDED_COLLECTIVES = 2000  # the newest, for reports of hangs
 
 
@@ -49,7 +49,10 @@ def start(device: torch.device) -> None:
     if dist.is_initialized():
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        here = int(os.environ.get("LOCAL_RANK", "0"))
+        if here >= torch.cuda.device_count():
+            raise HerdError(f"local rank {here}, but there are {torch.cuda.device_count()} GPUs: --nproc-per-node")
+        torch.cuda.set_device(here)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES))
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
@@ -58,11 +61,16 @@ def start(device: torch.device) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
 
+_worlds: dict[tuple[int, ...], World] = {}  # of this process: each layout makes communicators, which stay
+
+
 def world_of(degrees: Mesh, device: torch.device) -> World:
     """Lay the ranks of the process group out as a mesh. Raises HerdError where their number is another."""
     if dist.get_world_size() != degrees.size:
         asked = f"tp {degrees.tp} x cp {degrees.cp} x pp {degrees.pp} x dp {degrees.dp} = {degrees.size}"
         raise HerdError(f"compute.mesh: {asked} processes, but {dist.get_world_size()} were started")
     shape = (degrees.dp, degrees.pp, degrees.cp, degrees.tp)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("dp", "pp", "cp", "tp"))
-    return World(degrees, mesh, flattened(mesh, ("dp", "cp"), "replicas"), device)
+    if shape not in _worlds:
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("dp", "pp", "cp", "tp"))
+        _worlds[shape] = World(degrees, mesh, flattened(mesh, ("dp", "cp"), "replicas"), device)
+    return _worlds[shape]
