@@ -22,7 +22,9 @@ def test_weights_are_drawn_by_name_and_are_those_of_a_whole_network():
     assert model is not None and network.leads
     for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(p, q), name
-    assert not torch.equal(fresh(CONFIG, 4)("layers.0.attention.wq.weight"), model.layers[0].attention.wq.weight)
+    assert not torch.equal(
+        fresh(CONFIG, 4)("layers.0.attention.wq.weight"), model.get_parameter("layers.0.attention.wq.weight")
+    )
 
 
 def test_a_mesh_without_its_processes_says_how_to_start_them(monkeypatch):
