@@ -97,23 +97,7 @@ def parser() -> argparse.ArgumentParser:
     adopt.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
 
     _add_writing_verbs(verbs)
-    recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
-    check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
-    check.set_defaults(verb=_check)
-    check.add_argument("recipe", type=Path, metavar="RECIPE")
-
-    parity = verbs.add_parser("parity", help="prove that training on meshes gives the numbers of one process")
-    parity.set_defaults(verb=_parity)
-    parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
-
-    plan = verbs.add_parser("plan", help="the best meshes for a recipe's members on so many GPUs, and why")
-    plan.set_defaults(verb=_plan)
-    plan.add_argument("recipe", type=Path, metavar="RECIPE")
-    plan.add_argument("--member", metavar="NAME", help="only this one")
-    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's mesh has")
-    plan.add_argument("--gpu", default="h100", metavar="CARD", help="h100 (default), h100-96, h200 or a100")
-    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the best one's schedule and memory")
-
+    _add_planning_verbs(verbs)
     tokenizer = verbs.add_parser("tokenizer", help="look at tokenizers").add_subparsers(required=True, metavar="VERB")
     compare = tokenizer.add_parser("compare", help="characters and bytes per token, by language, with a picture")
     compare.set_defaults(verb=_compare)
@@ -144,6 +128,25 @@ def parser() -> argparse.ArgumentParser:
     _add_assistant_verbs(verbs)
     add_data_verbs(verbs)
     return top
+
+
+def _add_planning_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    recipe = verbs.add_parser("recipe", help="look at a recipe").add_subparsers(required=True, metavar="VERB")
+    check = recipe.add_parser("check", help="validate a recipe and print every value, given or derived, with its rule")
+    check.set_defaults(verb=_check)
+    check.add_argument("recipe", type=Path, metavar="RECIPE")
+
+    parity = verbs.add_parser("parity", help="prove that training on meshes gives the numbers of one process")
+    parity.set_defaults(verb=_parity)
+    parity.add_argument("--only", metavar="TEXT", help="the cases whose name holds this")
+
+    plan = verbs.add_parser("plan", help="the best meshes for a recipe's members on so many GPUs, and why")
+    plan.set_defaults(verb=_plan)
+    plan.add_argument("recipe", type=Path, metavar="RECIPE")
+    plan.add_argument("--member", metavar="NAME", help="only this one")
+    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's mesh has")
+    plan.add_argument("--gpu", default="h100", metavar="CARD", help="h100 (default), h100-96, h200 or a100")
+    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the best one's schedule and memory")
 
 
 def _add_writing_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

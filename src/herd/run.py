@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import importlib
 import json
 import os
 import re
 import shlex
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from herd.artifact import (
     CURRENT,
     Artifact,
-    Draft,
     clean_drafts,
     find,
     folder_name,
@@ -45,7 +42,7 @@ from herd.stages import Choice, Stage, stages
 
 if TYPE_CHECKING:
     from herd.infer.quantize import Scheme
-    from herd.train.parallel.follow import Call, Channel
+    from herd.train.parallel.follow import Channel
     from herd.train.workers import Workers
 
 LOCK = "lock"
@@ -62,7 +59,7 @@ def run_recipe(path: Path, out: Path | None = None, choice: Choice | None = None
     choice.check(plan, recipe)
     _check_ranks(recipe)
     if not leads():
-        _channel(recipe).follow(take_part)
+        _channel(recipe).follow()
         return run
     run.mkdir(parents=True, exist_ok=True)
     with locked(run):
@@ -242,16 +239,6 @@ def _channel(recipe: Recipe) -> Channel:
     return Channel(choose_hardware(recipe.compute).device)
 
 
-def take_part(call: Call) -> None:
-    """Train on this rank what the first rank's stage trains; what this rank writes besides is thrown away."""
-    from herd.train.workers import set_threads
-
-    set_threads(call.settings.compute.threads)
-    inputs = {name: open_artifact(path) for name, path in call.inputs.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        _function(call.function)(call.settings, inputs, Draft(Path(folder), call.work))
-
-
 class _Execution:
     """One walk through a plan."""
 
@@ -357,7 +344,7 @@ def execute(
     """Run one stage, with the ranks behind `channel`, and publish its artifact; returns the artifact's folder."""
     from herd.train.hardware import machine
 
-    function = _function(stage.function)
+    function = stage.load()
     started = datetime.datetime.now(datetime.UTC)
     recorded: dict[str, Any] = {
         "started": started.isoformat(timespec="seconds"),
@@ -372,15 +359,10 @@ def execute(
             from herd.train.parallel.follow import Call
 
             paths = {name: artifact.path.resolve() for name, artifact in inputs.items()}
-            channel.send(Call(stage.function, stage.settings, paths, draft.work.resolve()))
+            channel.send(Call(function, stage.settings, paths, draft.work.resolve()))
         function(stage.settings, inputs, draft)
         recorded["seconds"] = round((datetime.datetime.now(datetime.UTC) - started).total_seconds(), 2)
     return run / folder_name(stage.name, key)
-
-
-def _function(named: str) -> Callable[..., None]:
-    module, name = named.split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def execute_in_worker(stage: Stage, inputs: Mapping[str, Path], run: Path, command: str) -> Path:

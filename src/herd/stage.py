@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,11 @@ class Stage:
     @property
     def kind(self) -> str:
         return self.name.removesuffix(f"-{self.member}") if self.member else self.name
+
+    def load(self) -> Callable[..., None]:
+        """Its function, imported now."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
 
     def key(self, inputs: Mapping[str, Artifact]) -> str:
         """Key of the artifact that it makes of these inputs."""

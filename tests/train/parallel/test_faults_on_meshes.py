@@ -12,7 +12,7 @@ from torch import Tensor
 
 from herd import console
 from herd.console import HerdError
-from herd.data.loader import Loader
+from herd.data.loader import Batch, Loader
 from herd.model.config import ModelConfig
 from herd.recipe import Optimizer
 from herd.recipe_compute import Anomalies, Compute, Mesh, Saving
@@ -21,6 +21,7 @@ from herd.train.faults import VARIABLE
 from herd.train.hardware import Hardware
 from herd.train.launch import fresh
 from herd.train.loop import Plan, train
+from herd.train.network import Batches
 from herd.train.objective import Objective, next_token
 from herd.train.optim import Schedule
 from herd.train.parallel.network import Sharded
@@ -31,6 +32,16 @@ CONFIG = ModelConfig(2, 16, 2, 2, 24, 64, 8, 16)
 HARDWARE = Hardware(torch.device("cpu"), torch.float64)
 STEPS, BAD = 10, 6
 MESH = Mesh(pp=2, dp=2)
+
+
+class Counted(Sharded):
+    """Knows which step it computes, from 1."""
+
+    step = 0
+
+    def read(self, batches: Batches, step: int) -> Batch:
+        self.step = step + 1
+        return super().read(batches, step)
 
 
 def run(folder: Path, mesh: Mesh = MESH, anomalies: Anomalies | None = None, bad: int = 0, slow: float = 600.0):
@@ -50,19 +61,12 @@ def run(folder: Path, mesh: Mesh = MESH, anomalies: Anomalies | None = None, bad
         anomalies=anomalies or Anomalies(),
         hang_seconds=slow,
     )
-    network = Sharded(CONFIG, fresh(CONFIG, 0), world_of(mesh, HARDWARE.device), compute, HARDWARE)
-    step, read = [0], network.read
-
-    def counted(given, number):
-        step[0] = number + 1
-        return read(given, number)
+    network = Counted(CONFIG, fresh(CONFIG, 0), world_of(mesh, HARDWARE.device), compute, HARDWARE)
 
     def loss(model, hidden: Tensor, batch, dtype: torch.dtype) -> Tensor:
-        return next_token.loss(model, hidden, batch, dtype) * (
-            math.nan if step[0] == bad or 0 < -bad <= step[0] else 1.0
-        )
+        wrong = network.step == bad or 0 < -bad <= network.step
+        return next_token.loss(model, hidden, batch, dtype) * (math.nan if wrong else 1.0)
 
-    network.read = counted  # type: ignore[method-assign]
     plan = Plan(STEPS, Schedule(0.01, 0.001, 3, STEPS), Optimizer(), compute)
     state = train(network, Objective(loss), batches, plan, HARDWARE, "run", folder)
     return network.gather(), state.metrics, state.events, said

@@ -41,7 +41,7 @@ class Ranks:
             failure = next((each for each in failures if each is not None), None)
         if failure is not None:
             raise failure
-        return result  # type: ignore[return-value]
+        return cast(T, result)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in the first one; an empty list in the others."""

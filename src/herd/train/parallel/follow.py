@@ -6,6 +6,7 @@ What is sent is which function to call and where its inputs lie; every rank must
 from __future__ import annotations
 
 import datetime
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,16 +15,18 @@ import torch
 import torch.distributed as dist
 
 from herd import console
+from herd.artifact import Draft, open_artifact
 from herd.console import Event
 from herd.train.parallel.world import start
+from herd.train.workers import set_threads
 
 LONGEST_WAIT = datetime.timedelta(days=7)  # for what the first rank does alone, such as curating a corpus
 
 
 class Call(NamedTuple):
-    """A stage's function, "module:name", its settings, its inputs' folders, and the work folder that ranks share."""
+    """A stage's function, its settings, its inputs' folders, and the work folder that ranks share."""
 
-    function: str
+    function: Callable[..., None]
     settings: Any
     inputs: Mapping[str, Path]
     work: Path
@@ -40,7 +43,7 @@ class Channel:
         """On the first rank: let the others make a call, or (None) end."""
         dist.broadcast_object_list([call], 0, self._group)
 
-    def follow(self, make: Callable[[Call], None]) -> None:
+    def follow(self) -> None:
         """On the others: make the first rank's calls until it ends. Only the first rank speaks."""
         console.redirect(_silent)
         while True:
@@ -48,7 +51,15 @@ class Channel:
             dist.broadcast_object_list(received, 0, self._group)
             if received[0] is None:
                 return
-            make(received[0])
+            _take_part(received[0])
+
+
+def _take_part(call: Call) -> None:
+    """Train on this rank what the first rank's stage trains; what this rank writes besides is thrown away."""
+    set_threads(call.settings.compute.threads)
+    inputs = {name: open_artifact(path) for name, path in call.inputs.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        call.function(call.settings, inputs, Draft(Path(folder), call.work))
 
 
 def _silent(event: Event) -> None:
